@@ -1,0 +1,258 @@
+"""The way of one scan: its stages in order, written once. `reconstruct` runs them; a scheduler may run them one by one.
+
+A stage reads results of earlier stages and its own sections of the settings, and hands over arrays and facts. Its result is
+reused only where it is proven the same: same inputs, same settings, same version, every file with its recorded hash.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pipeline
+from pipeline.background import remove_background
+from pipeline.convert import convert
+from pipeline.device import peak_memory_bytes, pick_device
+from pipeline.errors import ChironError
+from pipeline.field import total_field
+from pipeline.find import Scan
+from pipeline.invert import chosen_methods, classical_default, invert
+from pipeline.mask import make_mask
+from pipeline.phase import to_radians
+from pipeline.quality import measure
+from pipeline.settings import Settings
+from pipeline.unwrap import unwrap
+from pipeline.volumes import Echoes, Field, Grid, Susceptibility
+from pipeline.work import Made, Result, Work, digest, file_digest
+
+Progress = Callable[[float, str], None]  # share of the stage that is done (0 to 1), and a short word on it
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan to reconstruct, with its settings and the folder that its stages are kept in."""
+
+    scan: Scan
+    settings: Settings
+    folder: Path
+    truth: Path | None = None  # the true susceptibility (NIfTI, ppm) of a simulated scan, to be compared with
+
+    @property
+    def work(self) -> Work:
+        return Work(self.folder)
+
+    def save(self) -> None:
+        """Write the job into its folder, where `Job.load` finds it; the folder is private to its owner."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        job = {
+            "scan": self.scan.json(),
+            "settings": self.settings.model_dump(mode="json"),
+            "truth": str(self.truth) if self.truth else None,
+        }
+        aside = self.folder / ".job.json"
+        aside.write_text(json.dumps(job, indent=1))
+        aside.rename(self.folder / "job.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        job = json.loads((folder / "job.json").read_text())
+        truth = Path(job["truth"]) if job["truth"] else None
+        return cls(Scan.from_json(job["scan"]), Settings.model_validate(job["settings"]), folder, truth)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage may read: the job, the stages before it, the device, and where to say how far it is."""
+
+    job: Job
+    done: Mapping[str, Result]
+    device: torch.device
+    progress: Progress
+
+    @property
+    def settings(self) -> Settings:
+        return self.job.settings
+
+    def array(self, stage: str, name: str) -> Tensor:
+        return self.done[stage].array(name, self.device)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid.from_json(self.done["convert"].facts["grid"])
+
+    def echoes(self, phase: tuple[str, str] = ("convert", "phase_rad")) -> Echoes:
+        facts = self.done["convert"].facts
+        return Echoes(
+            self.array("convert", "magnitude"),
+            self.array(*phase),
+            tuple(facts["echo_times_s"]),
+            facts["b0_tesla"],
+            self.grid,
+        )
+
+    def local_field(self) -> Field:
+        ppm, mask = self.array("background", "local_ppm"), self.array("background", "mask").bool()
+        return Field(ppm, self.array("field", "sd_ppm"), mask, self.grid)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: its name, the version of its result, the stages and the settings that it reads, and what it does."""
+
+    name: str
+    version: int
+    after: tuple[str, ...]
+    reads: tuple[str, ...]
+    run: Callable[[Inputs], Made]
+    title: str
+
+
+def recipe(settings: Settings) -> tuple[Stage, ...]:
+    """The stages of a scan, in order."""
+    methods = chosen_methods(settings)
+    return (
+        Stage("convert", 1, (), ("acquisition", "phase"), _convert, "reading the images"),
+        Stage("mask", 1, ("convert",), ("mask",), _mask, "finding the brain"),
+        Stage("unwrap", 1, ("convert", "mask"), ("unwrap",), _unwrap, "unwrapping the phase"),
+        Stage("field", 1, ("convert", "mask", "unwrap"), (), _field, "fitting the field"),
+        Stage("background", 1, ("convert", "field"), ("background", "vsharp", "pdf"), _background, "removing the background"),
+        *(
+            Stage(f"invert-{m}", 1, ("convert", "field", "background"), ("device", m), partial(_invert, m), f"inverting ({m})")
+            for m in methods
+        ),
+        Stage("quality", 1, _before_quality(methods), ("method",), _quality, "measuring quality"),
+    )
+
+
+def _before_quality(methods: tuple[str, ...]) -> tuple[str, ...]:
+    return ("convert", "mask", "unwrap", "field", "background", *(f"invert-{m}" for m in methods))
+
+
+def run_stage(stage: Stage, job: Job, progress: Progress = lambda share, word: None) -> Result:
+    """The stage's result: the proven one of an earlier run, or a new one."""
+    done = {name: _needed(job.work, name) for name in stage.after}
+    key = _key(stage, job, done)
+    proven = job.work.proven(stage.name, key)
+    if proven:
+        return proven
+    device = pick_device(job.settings.device)
+    started = time.perf_counter()
+    made = stage.run(Inputs(job, done, device, progress))
+    measured = {
+        "stage": stage.name,
+        "version": stage.version,
+        "device": str(device),
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "software": pipeline.__version__,
+    }
+    return job.work.write(stage.name, key, made, measured)
+
+
+def reconstruct(job: Job, progress: Callable[[str, float, str], None] = lambda stage, share, word: None) -> Work:
+    """Run all stages of a scan in this process; the work folder then holds every result."""
+    for stage in recipe(job.settings):
+        run_stage(stage, job, partial(progress, stage.name))
+    return job.work
+
+
+def _needed(work: Work, name: str) -> Result:
+    result = work.find(name)
+    if result is None:
+        raise ChironError("R005", f"the stage {name} has no result", "every earlier stage done")
+    return result
+
+
+def _key(stage: Stage, job: Job, done: Mapping[str, Result]) -> str:
+    """Hash of all that the stage's result depends on."""
+    settings = {name: _plain(getattr(job.settings, name, None)) for name in stage.reads}
+    key: dict[str, Any] = {"stage": stage.name, "version": stage.version, "settings": settings}
+    key["inputs"] = {name: result.digest for name, result in done.items()}
+    if not stage.after:
+        key["files"] = job.scan.content_digest()
+    if stage.name == "mask" and job.settings.mask.file:
+        key["mask"] = file_digest(Path(job.settings.mask.file))
+    if stage.name == "quality" and job.truth:
+        key["truth"] = file_digest(job.truth)
+    return digest(key)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _convert(inputs: Inputs) -> Made:
+    """-> magnitude, phase_rad (E, X, Y, Z); facts: grid, echo_times_s, b0_tesla, vendor, acquisition."""
+    stored = convert(inputs.job.scan, inputs.settings.acquisition, inputs.job.folder / "dcm2niix")
+    echoes, decisions, notices = to_radians(stored, inputs.settings.phase)
+    facts = {
+        "grid": echoes.grid.json(),
+        "voxel_size_mm": echoes.grid.voxel_size_mm,
+        "obliquity_deg": echoes.grid.obliquity_deg,
+        "echo_times_s": list(echoes.echo_times_s),
+        "b0_tesla": echoes.b0_tesla,
+        "vendor": stored.vendor,
+        "acquisition": stored.facts,
+        "content_digest": inputs.job.scan.content_digest(),
+    }
+    arrays = {"magnitude": echoes.magnitude, "phase_rad": echoes.phase_rad}
+    return Made(
+        arrays,
+        facts=facts,
+        decisions=[*stored.decisions, *decisions],
+        notices=[*inputs.job.scan.notices, *stored.notices, *notices],
+    )
+
+
+def _mask(inputs: Inputs) -> Made:
+    """-> mask (uint8), quality (0 to 1); facts: voxels, volume_ml, components."""
+    found = make_mask(inputs.echoes(), inputs.settings.mask)
+    arrays = {"mask": found.mask.to(torch.uint8), "quality": found.quality}
+    return Made(arrays, facts=found.facts, notices=found.notices)
+
+
+def _unwrap(inputs: Inputs) -> Made:
+    """-> unwrapped_rad (E, X, Y, Z) without offset, offset_rad (X, Y, Z); facts: method, wraps_left."""
+    found = unwrap(inputs.echoes(), inputs.array("mask", "mask").bool(), inputs.settings.unwrap)
+    arrays = {"unwrapped_rad": found.echoes.phase_rad, "offset_rad": found.offset_rad}
+    return Made(arrays, facts=found.facts, decisions=found.decisions, notices=found.notices)
+
+
+def _field(inputs: Inputs) -> Made:
+    """-> total_ppm, sd_ppm, residual (relative fit residual); facts: noise_rad, median_sd_ppm."""
+    found = total_field(inputs.echoes(("unwrap", "unwrapped_rad")), inputs.array("mask", "mask").bool())
+    arrays = {"total_ppm": found.field.ppm, "sd_ppm": found.field.sd_ppm, "mask": found.field.mask.to(torch.uint8)}
+    return Made({**arrays, "residual": found.residual}, facts=found.facts)
+
+
+def _background(inputs: Inputs) -> Made:
+    """-> local_ppm, mask (eroded, uint8); facts: method, eroded_share."""
+    total = Field(
+        inputs.array("field", "total_ppm"),
+        inputs.array("field", "sd_ppm"),
+        inputs.array("field", "mask").bool(),
+        inputs.grid,
+    )
+    settings = inputs.settings
+    local, facts = remove_background(total, settings.background, vsharp=settings.vsharp, pdf=settings.pdf)
+    return Made({"local_ppm": local.ppm, "mask": local.mask.to(torch.uint8)}, facts=facts)
+
+
+def _invert(method: str, inputs: Inputs) -> Made:
+    """-> chi_ppm, referenced to the mean in the final mask; facts: method, reference, and what the method says."""
+    found: Susceptibility = invert(inputs.local_field(), method, getattr(inputs.settings, method), inputs.progress)
+    return Made({"chi_ppm": found.ppm}, facts={"method": method, **found.facts})
+
+
+def _quality(inputs: Inputs) -> Made:
+    """-> facts: every number of the report, for the published map and for each method beside it."""
+    primary = chosen_methods(inputs.settings)[0]
+    return measure(inputs.done, primary, classical_default(), inputs.job.truth, inputs.device)

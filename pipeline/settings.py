@@ -1,0 +1,116 @@
+"""A TOML file and `section.name=value` words -> all settings of a run, checked, in one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.classical import RTS, TKD, TV, Tikhonov
+from models.dip import DIP
+from models.params import check_ranges
+from pipeline.background import PDF, VSHARP, Background
+from pipeline.convert import Acquisition
+from pipeline.errors import ChironError
+from pipeline.mask import Mask
+from pipeline.phase import Phase
+from pipeline.unwrap import Unwrap
+
+Method = Literal["auto", "classical", "tkd", "tikhonov", "rts", "tv", "dip"]
+
+
+class Settings(BaseModel):
+    """Everything that changes what a run computes or writes. Sections are the parameters of one step each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Method = Field("auto", description="reconstruction to publish: auto is dip on a GPU, else classical")
+    also: tuple[Method, ...] = Field((), description="further methods to run and publish beside it")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:N")
+    keep_work: bool = Field(False, description="keep the stages' files after publication")
+
+    acquisition: Acquisition = Acquisition()
+    phase: Phase = Phase()
+    mask: Mask = Mask()
+    unwrap: Unwrap = Unwrap()
+    background: Background = Background()
+    vsharp: VSHARP = VSHARP()
+    pdf: PDF = PDF()
+    tkd: TKD = TKD()
+    tikhonov: Tikhonov = Tikhonov()
+    rts: RTS = RTS()
+    tv: TV = TV()
+    dip: DIP = DIP()
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Settings:
+        for section in sections():
+            check_ranges(getattr(self, section))
+        return self
+
+
+def sections() -> dict[str, type]:
+    """Section name -> parameter class."""
+    hints = get_type_hints(Settings)
+    return {name: hints[name] for name in Settings.model_fields if dataclasses.is_dataclass(hints[name])}
+
+
+def load(file: Path | None = None, words: Iterable[str] = (), **given: Any) -> Settings:
+    """Settings from a TOML file, then `section.name=value` words, then keywords that are not None; X001 if not valid."""
+    values: dict[str, Any] = _read(file) if file else {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals:
+            raise ChironError("X001", f"the setting {word!r}", "section.name=value")
+        *section, name = path.strip().split(".")
+        target = values
+        for part in section:
+            target = target.setdefault(part, {})
+        target[name] = _value(text.strip())
+    values.update({name: value for name, value in given.items() if value is not None})
+    return parse(values)
+
+
+def parse(values: dict[str, Any]) -> Settings:
+    """Settings of a plain nested dict; X001, naming the setting, where one is unknown or out of range."""
+    for name, params in sections().items():
+        known = [field.name for field in dataclasses.fields(params)]
+        for key in values.get(name, {}) if isinstance(values.get(name), dict) else ():
+            if key not in known:
+                raise _unknown(f"{name}.{key}", [f"{name}.{k}" for k in known])
+    for key in values:
+        if key not in Settings.model_fields:
+            raise _unknown(key, list(Settings.model_fields))
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "a section"
+        raise ChironError("X001", f"the setting {where}", first["msg"]) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ChironError("X001", f"a settings file that cannot be read ({error.strerror})", "a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ChironError("X001", f"a settings file that is no TOML ({error})", "a TOML file") from None
+
+
+def _value(text: str) -> Any:
+    """A word's value as TOML reads it, or the bare text."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _unknown(name: str, known: list[str]) -> ChironError:
+    near = difflib.get_close_matches(name, known, 1)
+    return ChironError("X001", f"the unknown setting {name}", f"perhaps {near[0]}" if near else ", ".join(known))
