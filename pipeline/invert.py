@@ -1,0 +1,98 @@
+"""Local field -> susceptibility (ppm), by any method of models/, referenced to the mean in the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models import classical, dip
+from models.dipole import Dipole
+from pipeline.errors import ChironError
+from pipeline.volumes import Field, Susceptibility
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+
+PADDING = 0.2  # share of each size added around the mask's box: wrap-around of local fields is below their noise from there on
+CLASSICAL = {"tkd": classical.tkd, "tikhonov": classical.tikhonov, "rts": classical.rts, "tv": classical.tv}
+PARAMS: dict[str, type] = {
+    "tkd": classical.TKD,
+    "tikhonov": classical.Tikhonov,
+    "rts": classical.RTS,
+    "tv": classical.TV,
+    "dip": dip.DIP,
+}
+
+Progress = Callable[[float, str], None]
+
+
+def classical_default() -> str:
+    """The classical method that is the default now, and that is shown beside every learned one."""
+    return "tv"
+
+
+def chosen_methods(settings: Settings) -> tuple[str, ...]:
+    """The methods of a run, the published one first; the classical default is always among them."""
+    names = [settings.method, *settings.also, "classical"]
+    if names[0] == "auto":
+        on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and torch.cuda.is_available())
+        names[0] = "dip" if on_gpu else "classical"
+    resolved = (classical_default() if name in ("classical", "auto") else name for name in names)
+    return tuple(dict.fromkeys(resolved))
+
+
+def invert(
+    local: Field, method: str, params: Any = None, progress: Progress = lambda share, word: None
+) -> Susceptibility:
+    """Susceptibility of a local field.
+
+    The field is cropped to its mask and padded; `params` is the method's parameter class (its defaults where None).
+    The facts hold the parameters, the reference (mean and SD in the mask before it was subtracted) and what the
+    method says of itself. Raises P007 for an empty mask, M001 where a method leaves numbers that are not finite.
+    """
+    params = params or PARAMS[method]()
+    box = bounding_box(local.mask)
+    mask = local.mask[box]
+    field = torch.where(mask, local.ppm[box], 0)
+    field = torch.where(mask, field - field[mask].mean(), 0)
+    weight = torch.where(mask, 1 / local.sd_ppm[box].clamp_min(1e-6), 0)
+    dipole = Dipole(
+        mask.shape, local.grid.voxel_size_mm, local.grid.b0_dir, padding=PADDING, device=field.device, dtype=field.dtype
+    )
+    facts: dict[str, Any] = {"parameters": asdict(params)}
+    if method == "dip":
+        found = dip.reconstruct(field, weight, dipole, params, progress)
+        chi, facts = found.chi_ppm, {**facts, **found.facts}
+    else:
+        chi = CLASSICAL[method](field, weight, dipole, params)
+    if not bool(torch.isfinite(chi).all()):
+        raise ChironError("M001", f"{method} left values that are not finite", "a finite map")
+    chi, facts["reference"] = reference(chi, mask)
+    whole = torch.zeros(local.grid.shape, device=chi.device, dtype=chi.dtype)
+    whole[box] = chi
+    return Susceptibility(whole, local.mask, local.grid, method, facts)
+
+
+def reference(chi: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Chi minus its mean in the mask, zero outside; and the mean and SD that it had."""
+    inside = chi[mask]
+    facts = {"region": "mean of the final mask", "mean_ppm": float(inside.mean()), "sd_ppm": float(inside.std())}
+    return torch.where(mask, chi - inside.mean(), 0), facts
+
+
+def bounding_box(mask: Tensor, margin: int = 2) -> tuple[slice, slice, slice]:
+    """Slices of the smallest box around the mask, `margin` voxels wider where there is room; P007 if it is empty."""
+    if not bool(mask.any()):
+        raise ChironError("P007", "an empty mask", "a mask of the brain")
+    slices = []
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        inside = torch.nonzero(mask.amax(dim=others).flatten()).flatten()
+        slices.append(slice(max(0, int(inside[0]) - margin), min(mask.shape[axis], int(inside[-1]) + 1 + margin)))
+    return slices[0], slices[1], slices[2]
+
+
