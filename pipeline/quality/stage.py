@@ -1,0 +1,192 @@
+"""Finished stages and, if there is one, the truth -> the facts of the quality stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import apply_orientation
+from torch import Tensor
+
+from models.dipole import Dipole
+from pipeline.errors import ChironError, Notice
+from pipeline.quality import accuracy, plausibility
+from pipeline.quality.verdict import judge
+from pipeline.volumes import Grid
+from pipeline.work import Made, Result
+
+Numbers = dict[str, float | None]
+
+# Labels of the 2019 challenge's head, which simulated heads here share: name -> codes.
+REGIONS: dict[str, tuple[int, ...]] = {
+    "tissue": (7, 8, 9),  # thalamus, white matter, grey matter
+    "dgm": (1, 2, 3, 4, 5, 6),  # caudate, pallidum, putamen, red nucleus, dentate, substantia nigra
+    "blood": (11,),
+    "calcification": (16,),
+}
+
+
+def evaluate(
+    chi: Tensor,
+    truth: Tensor,
+    mask: Tensor,
+    labels: Tensor | None = None,
+    calcification: Tensor | None = None,
+    regions: Mapping[str, tuple[int, ...]] = REGIONS,
+) -> dict[str, float]:
+    """Every metric of `chi` against `truth` (both ppm, (X, Y, Z)) in the mask, by name.
+
+    Both maps are set to zero outside the mask first. `labels` hold the codes of `regions`; `calcification` marks the
+    calcification where labels do not. Metrics that need a region which is not there are left out.
+    """
+    mask = mask.bool()
+    x, y = (torch.where(mask, volume.double(), 0.0) for volume in (chi, truth))
+    peak_to_noise, peak = accuracy.psnr(x, y, mask)
+    found = {
+        "nrmse": accuracy.nrmse(x, y, mask),
+        "dnrmse": accuracy.dnrmse(x, y, mask),
+        "hfen": accuracy.hfen(x, y, mask),
+        "xsim": accuracy.xsim(x, y, mask),
+        "xsim_uniform5": accuracy.xsim(x, y, mask, "uniform5"),
+        "psnr": peak_to_noise,
+        "psnr_range_ppm": peak,
+        "r": accuracy.pearson(x, y, mask),
+    }
+    regional = {}
+    if labels is not None:
+        where = {name: torch.isin(labels, torch.tensor(codes, device=labels.device)) for name, codes in regions.items()}
+        where["blood"] = accuracy.dilated(where["blood"] & mask)
+        regional = {f"dnrmse_{r}": accuracy.dnrmse(x, y, where[r] & mask) for r in ("tissue", "dgm", "blood")}
+        regional["slope_deviation"] = accuracy.slope_deviation(x, y, mask, labels, regions["dgm"])
+        calcification = where["calcification"] if calcification is None else calcification
+    if calcification is not None:
+        deviation, streak = accuracy.calcification(x, y, calcification.bool() & mask)
+        regional |= {"calc_moment_deviation": deviation, "calc_streak": streak}
+    return found | {name: value for name, value in regional.items() if not math.isnan(value)}
+
+
+def measure(done: Mapping[str, Result], primary: str, classical: str, truth: Path | None, device: torch.device) -> Made:
+    """Facts: "methods" (numbers of each map), "acquisition", "verdict", "primary" (the map to publish), "truth" (bool).
+
+    Where the `primary` map is not finite or flat, and the `classical` one is sound, that one takes its place, with the
+    notice M001 and a verdict that says so. The truth is referenced like the maps, to its mean in their mask, and handed
+    on as `truth_ppm`. X002 where it does not lie on the scan's voxels.
+    """
+    grid = Grid.from_json(done["convert"].facts["grid"])
+    mask = done["background"].array("mask", device).bool()
+    true = read_truth(truth, grid).to(device) if truth else None
+    if true is not None:
+        true -= true[mask].mean()
+    methods = _methods(done, classical, grid, mask, true)
+    acquisition = _acquisition(done, grid, mask)
+    published = _published(methods, primary, classical)
+    verdict, notices = judge({**acquisition, **methods[published]}), []
+    if published != primary:
+        notices = [
+            Notice("M001", f"The map of {primary} holds nothing; that of {published} was published in its place.")
+        ]
+        verdict = {"level": "do not use", "reasons": [notices[0].text, *verdict["reasons"]]}
+    facts = {
+        "methods": methods,
+        "acquisition": acquisition,
+        "verdict": verdict,
+        "primary": published,
+        "classical": classical,
+        "truth": true is not None,
+    }
+    return Made({} if true is None else {"truth_ppm": true.float()}, facts=facts, notices=notices)
+
+
+def read_truth(path: Path, grid: Grid) -> Tensor:
+    """The true susceptibility (ppm) of a NIfTI file on the scan's grid, axes exchanged and flipped by its affine."""
+    try:
+        image: Any = nib.load(path)
+        values = np.asarray(image.dataobj, dtype=np.float64).squeeze()
+    except (OSError, ValueError, ImageFileError):
+        raise ChironError("X002", "a true map that cannot be read", "a NIfTI file in ppm") from None
+    onto = np.linalg.inv(np.asarray(grid.affine)) @ image.affine  # the file's voxel indices -> the scan's
+    turn = np.rint(onto[:3, :3])
+    if values.ndim != 3 or np.abs(onto[:3, :3] - turn).max() > 0.01 or not np.allclose(turn @ turn.T, np.eye(3)):
+        raise ChironError("X002", "a true map with other axes or voxel sizes than the scan", "the scan's own voxels")
+    to = np.abs(turn).argmax(axis=0)
+    values = apply_orientation(values, np.stack([to, turn[to, range(3)]], axis=1))
+    first = np.where(turn.sum(axis=1) < 0, np.array(values.shape) - 1, 0)
+    if values.shape != grid.shape or np.abs(onto[:3, 3] - first).max() > 0.1:
+        raise ChironError(
+            "X002", f"a true map of {values.shape} voxels elsewhere", f"{grid.shape} at the scan's own place"
+        )
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _methods(
+    done: Mapping[str, Result], classical: str, grid: Grid, mask: Tensor, truth: Tensor | None
+) -> dict[str, Numbers]:
+    """The numbers of each map: alone, beside the classical one and, where there is one, beside the truth."""
+    box = _bounding_box(mask)
+    local = done["background"].array("local_ppm", mask.device)[box].float()
+    sd = done["field"].array("sd_ppm", mask.device)[box].float()
+    padded, bare = (Dipole(local.shape, grid.voxel_size_mm, grid.b0_dir, padding=p, device=mask.device) for p in (1, 0))
+    maps = {
+        name.removeprefix("invert-"): r.array("chi_ppm", mask.device) for name, r in done.items() if "invert-" in name
+    }
+    methods = {}
+    for name, chi in maps.items():
+        inner, values = chi[box].float(), chi[mask].double()
+        found = {
+            "finite_share": float(torch.isfinite(values).double().mean()),
+            "mean_ppm": float(values.mean()),
+            "spread_ppm": float((values - values.mean()).square().mean().sqrt()),
+            "data_consistency": plausibility.data_consistency(inner, local, sd, mask[box], padded),
+            "streak_index": plausibility.streak_index(inner, mask[box], bare),
+            "rim_energy": plausibility.rim_energy(inner, mask[box]),
+            "beyond_share": plausibility.beyond_share(inner, mask[box]),
+        }
+        if classical in maps and name != classical:
+            found["classical_correlation"] = accuracy.pearson(chi, maps[classical], mask)
+            found["classical_difference_ppm"] = float((chi - maps[classical])[mask].double().square().mean().sqrt())
+        methods[name] = _plain(found | (evaluate(chi, truth, mask) if truth is not None else {}))
+    return methods
+
+
+def _bounding_box(mask: Tensor) -> tuple[slice, ...]:
+    """The box that holds the mask; the whole volume where the mask is empty."""
+    found = mask.nonzero() if bool(mask.any()) else torch.ones_like(mask).nonzero()
+    return tuple(slice(int(a), int(b) + 1) for a, b in zip(found.amin(0), found.amax(0), strict=True))
+
+
+def _acquisition(done: Mapping[str, Result], grid: Grid, final: Tensor) -> Numbers:
+    """What came before the inversion, from the stages' own arrays."""
+    mask = done["mask"].array("mask", final.device).bool()
+    voxels = int(mask.sum())
+    magnitude = done["convert"].array("magnitude", final.device)
+    found = {
+        "echoes": len(magnitude),
+        "volume_ml": voxels * math.prod(grid.voxel_size_mm) / 1000,
+        "components": plausibility.components(mask),
+        "eroded_share": 1 - int((mask & final).sum()) / voxels if voxels else math.nan,
+        "wraps_left": plausibility.wraps_left(done["unwrap"].array("unwrapped_rad", final.device), mask),
+        "fit_residual": float(done["field"].array("residual", final.device)[mask].median()) if voxels else math.nan,
+        "snr": plausibility.snr(magnitude[0], mask),
+    }
+    return _plain(found)
+
+
+def _published(methods: Mapping[str, Mapping[str, Any]], primary: str, classical: str) -> str:
+    """The primary method, or the classical one where the primary's map holds nothing and the classical one's does."""
+
+    def sound(name: str) -> bool:
+        essential = {key: methods[name][key] for key in ("finite_share", "spread_ppm")}
+        return bool(judge(essential)["level"] == "usable")
+
+    return classical if not sound(primary) and classical in methods and sound(classical) else primary
+
+
+def _plain(numbers: Mapping[str, float]) -> Numbers:
+    """Numbers as JSON has them: None for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
