@@ -1,4 +1,4 @@
-"""A scan found in an export -> its echoes in stored units, with geometry and facts checked against the headers."""
+"""What a person knows better than the headers: true echo times and field strength -> overrides for finding and converting."""
 
 from __future__ import annotations
 

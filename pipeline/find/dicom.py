@@ -1,0 +1,232 @@
+"""Listed files of a DICOM export -> its scans: read, told apart by patient and study, joined, checked, labelled."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+
+from pipeline.acquisition import Acquisition
+from pipeline.errors import ChironError, Notice
+from pipeline.find.check import Checked, check
+from pipeline.find.group import acquisitions, copies, grouped, only_single_coils
+from pipeline.find.headers import Image, quiet, read_dataset, read_images
+from pipeline.find.listing import Entry
+from pipeline.find.parts import FIELD_MAP
+from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume, reason
+from pipeline.identity import internal_id, pseudonym
+
+_UID = re.compile(r"[0-9.]{1,64}")
+
+
+@dataclass
+class _Ledger:
+    """Where every file went; a file that serves a scan counts as used whatever else is in it."""
+
+    paths: dict[int, Path]
+    scans: list[Scan] = field(default_factory=list)
+    aside: list[tuple[str, str, str, set[int]]] = field(default_factory=list)
+    ignored: dict[int, tuple[str, str]] = field(default_factory=dict)
+    notices: dict[int, list[Notice]] = field(default_factory=dict)  # of a file, for the scan that uses it
+
+    def ignore(self, images: Iterable[Image], code: str, text: str) -> None:
+        for image in images:
+            self.ignored.setdefault(image.file, (code, text))
+
+    def set_aside(self, label: str, error: ChironError, images: Iterable[Image]) -> None:
+        self.aside.append((label, error.code, reason(error), {image.file for image in images}))
+
+    def export(self) -> Export:
+        taken = {path for scan in self.scans for path in scan.files}
+        used = {ordinal for ordinal, path in self.paths.items() if path in taken}
+        aside = []
+        for label, code, text, files in self.aside:
+            aside.append(SetAside(label, code, text, len(files - used)))
+            used |= files
+        ignored = tuple(Ignored(o, *reason) for o, reason in sorted(self.ignored.items()) if o not in used)
+        return Export(tuple(self.scans), tuple(aside), ignored, len(self.paths))
+
+
+def find_dicom(folder: Path, entries: list[Entry], key: bytes, subject: str | None, acquisition: Acquisition) -> Export:
+    """See `pipeline.find.find`."""
+    ledger = _Ledger({entry.ordinal: entry.path for entry in entries})
+    images = _mixed_patients(_duplicates(_read(entries, ledger), ledger), ledger)
+    labels = _subjects(images, key, subject)
+    for patient, own in grouped(images, lambda i: i.patient).items():
+        if isinstance(labels[str(patient)], ChironError):
+            ledger.set_aside("", labels[str(patient)], own)  # type: ignore[arg-type]
+            continue
+        for study in grouped(own, lambda i: i.study).values():
+            session = pseudonym(key, "study", study[0].patient, study[0].study, length=8)
+            _study(study, str(labels[str(patient)]), session, key, acquisition, ledger)
+    return ledger.export()
+
+
+def _read(entries: list[Entry], ledger: _Ledger) -> list[Image]:
+    images: list[Image] = []
+    for entry in entries:
+        try:
+            if entry.code:
+                raise ChironError(entry.code, entry.text)
+            images += read_images(entry.path, entry.ordinal)
+        except ChironError as error:
+            if error.fault.owed == "ignore":
+                ledger.ignored[entry.ordinal] = error.code, error.found
+            else:
+                ledger.aside.append(("", error.code, f"file {entry.ordinal}: {reason(error)}", {entry.ordinal}))
+    return images
+
+
+def _duplicates(images: list[Image], ledger: _Ledger) -> list[Image]:
+    """Leave one of several files with one identity and the same pixels (G001); mark those that differ (G002)."""
+    kept: list[Image] = []
+    for (sop, _), same in grouped(images, lambda i: (i.sop, i.frame)).items():  # type: ignore[misc]
+        first, *others = same
+        if not sop or not others:
+            kept += same
+            continue
+        content = _content(ledger.paths[first.file])
+        if all(content == _content(ledger.paths[other.file]) for other in others):
+            ledger.ignore(others, "G001", f"the same image as file {first.file}")
+            ledger.notices.setdefault(first.file, []).append(
+                Notice("G001", "An image was there twice; one of them is used.")
+            )
+            kept.append(first)
+        else:
+            kept += [replace(i, fault=("G002", "different images that bear one identifier")) for i in same]
+    return kept
+
+
+def _content(path: Path) -> bytes:
+    """Digest of all that makes the image: its pixels, and where and when they were taken."""
+    try:
+        with quiet():
+            dataset = read_dataset(path)
+            place = [str(dataset.get(k)) for k in ("ImagePositionPatient", "EchoTime", "ImageType", "Rows", "Columns")]
+            pixels = bytes(dataset.get("PixelData", b""))
+    except Exception:  # a damaged file: it equals nothing but itself
+        return hashlib.sha256(path.read_bytes()).digest()
+    return hashlib.sha256(pixels + "\n".join(place).encode()).digest()
+
+
+def _mixed_patients(images: list[Image], ledger: _Ledger) -> list[Image]:
+    """Set aside every series that bears two patients."""
+    kept: list[Image] = []
+    for series, same in grouped(images, lambda i: i.series).items():
+        if series and len({image.patient for image in same}) > 1:
+            found = f"{len({image.patient for image in same})} patients in one series"
+            ledger.set_aside("", ChironError("G003", found, "one patient in a series"), same)
+        else:
+            kept += same
+    return kept
+
+
+def _subjects(images: list[Image], key: bytes, subject: str | None) -> dict[str, str | ChironError]:
+    """Patient identity -> label, or why there is none."""
+    patients = list(dict.fromkeys(image.patient for image in images))
+    if subject and len(patients) > 1:
+        error = ChironError("G005", f"{len(patients)} patients and one label", "one patient, where --subject is given")
+        return dict.fromkeys(patients, error)
+    labels: dict[str, str | ChironError] = {}
+    for patient in patients:
+        label = subject or pseudonym(key, "patient", patient)
+        if not patient and not subject:
+            labels[patient] = ChironError("G004", "images without a patient identity", "one that is not empty")
+        elif label in labels.values():
+            labels[patient] = ChironError("G005", "two patients whose pseudonyms are the same", "a label for each")
+        else:
+            labels[patient] = label
+    return labels
+
+
+def _study(
+    images: list[Image], subject: str, session: str, key: bytes, acquisition: Acquisition, ledger: _Ledger
+) -> None:
+    """Scans of one study into the ledger, and the rest of it with reasons."""
+    original = _originals(images, ledger)
+    found = acquisitions(original)
+    for copy, reason in copies(found):
+        ledger.ignore(copy, "G007", reason)
+        found.remove(copy)
+    checked: list[tuple[list[Image], Checked]] = []
+    name = f"sub-{subject}_ses-{session}"
+    for images_of_one in found:
+        if not _is_candidate(images_of_one):
+            kind = next(image.other_kind for image in images_of_one)
+            ledger.ignore(images_of_one, "F002", f"an image of another kind of scan ({kind}), without phase")
+            continue
+        try:
+            if only_single_coils(found, images_of_one):
+                raise ChironError("G007", "only images of single coils", "images of all coils, combined")
+            checked.append((images_of_one, check(images_of_one, acquisition)))
+        except ChironError as error:
+            ledger.set_aside(name, error, images_of_one)
+    for number, (used, result) in enumerate(checked, 1):
+        run = str(number) if len(checked) > 1 else ""
+        ledger.scans.append(_scan(used, result, (subject, session, run), key, ledger))
+
+
+def _originals(images: list[Image], ledger: _Ledger) -> list[Image]:
+    """Without derived images, and without field maps in Hz where the same series has phase of its own."""
+    sound = {image.series for image in images if image.part in ("phase", "real") and not image.derived}
+    kept = []
+    for image in images:
+        if image.derived:
+            ledger.ignore([image], "G007", f"{image.derived}, not an original image")
+        elif image.part == FIELD_MAP and image.series in sound:
+            ledger.ignore([image], "G007", "a field map in Hz, computed by the scanner")
+        else:
+            kept.append(image)
+    return kept
+
+
+def _is_candidate(images: list[Image]) -> bool:
+    """Whether this was meant for QSM: a gradient echo, or anything with phase."""
+    return any(image.part != "magnitude" or not image.other_kind for image in images)
+
+
+def _scan(images: list[Image], checked: Checked, labels: tuple[str, str, str], key: bytes, ledger: _Ledger) -> Scan:
+    ledger.ignore(checked.spare, "G007", f"not needed beside {' and '.join(checked.volumes)}")
+    used = sorted({i.file for echoes in checked.volumes.values() for volume in echoes for i in volume})
+    place = {ordinal: index for index, ordinal in enumerate(used)}
+    volumes = tuple(
+        Volume(part, echo, tuple(place[i.file] for i in volume), tuple(i.frame for i in volume))
+        for part, echoes in checked.volumes.items()
+        for echo, volume in enumerate(echoes)
+    )
+    first = images[0]
+    series = sorted({image.series for image in images})
+    return Scan(
+        internal_id(key, first.patient, first.study, *series, min(image.sop for image in images)),
+        *labels,
+        source="dicom",
+        vendor=first.vendor,
+        series=tuple(sorted({image.series_number for image in images if image.file in place})),
+        echo_times_s=checked.echo_times_s,
+        parts=tuple(checked.volumes),
+        files=tuple(ledger.paths[ordinal] for ordinal in used),
+        notices=_notices(images, checked, ledger),
+        volumes=volumes,
+        b0_tesla=checked.b0_tesla,
+    )
+
+
+def _notices(images: list[Image], checked: Checked, ledger: _Ledger) -> tuple[Notice, ...]:
+    found = list(checked.notices)
+    found += [notice for image in images for notice in ledger.notices.get(image.file, [])]
+    if not all(_UID.fullmatch(uid) for i in images for uid in (i.sop, i.series, i.study)):
+        found.append(Notice("G006", "An identifier is not valid; an internal one is used."))
+    if any(i.date and not _believable(i.date) for i in images):
+        found.append(Notice("G008", "A date that cannot be; series are ordered by their numbers."))
+    return tuple(dict.fromkeys(found))
+
+
+def _believable(day: str) -> bool:
+    """A date of the past, in the calendar; anonymised exports may bear any of them."""
+    try:
+        return date(int(day[:4]), int(day[4:6]), int(day[6:8])).toordinal() <= date.today().toordinal() + 1
+    except ValueError:
+        return False

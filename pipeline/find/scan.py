@@ -1,0 +1,122 @@
+"""What was found in an export: scans, files that belong to none, and what could have been a scan and is not usable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import ChironError, Notice
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One part of one echo: which files of the scan hold its slices, in the order of their position, and which frames."""
+
+    part: str
+    echo: int  # counted from 0, in the order of echo times
+    files: tuple[int, ...]  # places in the scan's `files`
+    frames: tuple[int, ...]  # counted from 0; all 0 where a file holds one image
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One multi-echo scan: who (by pseudonym), where its files are, what they hold."""
+
+    id: str  # 12 hex digits; names the scan where nothing identifying may stand
+    subject: str  # labels without the BIDS prefix; `session` and `run` may be empty
+    session: str
+    run: str
+    source: Literal["dicom", "bids"]
+    vendor: str  # Siemens, Philips, GE or other
+    series: tuple[int, ...]  # series numbers
+    echo_times_s: tuple[float, ...]
+    parts: tuple[str, ...]  # of magnitude, phase, real, imaginary
+    files: tuple[Path, ...]
+    notices: tuple[Notice, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    b0_tesla: float = 0.0
+    b0_dir: tuple[float, ...] = ()  # in voxel axes, where a BIDS sidecar gives it; else the scanner's z axis
+    phase_unit: str = ""  # where a BIDS sidecar gives it
+
+    @property
+    def label(self) -> str:
+        """`sub-x_ses-y_run-1`, without the parts that are empty."""
+        entities = (("sub", self.subject), ("ses", self.session), ("run", self.run))
+        return "_".join(f"{key}-{value}" for key, value in entities if value)
+
+    def content_digest(self) -> str:
+        """sha256 over the content of all files, whatever their names and order; for BIDS also over the sidecars' facts.
+
+        F016 where a file has vanished, F015 where it cannot be read.
+        """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        facts = (self.echo_times_s, self.b0_tesla, self.b0_dir, self.phase_unit) if self.source == "bids" else ()
+        whole = hashlib.sha256(json.dumps(facts).encode())
+        for digest in sorted(map(_file_digest, self.files)):
+            whole.update(digest)
+        return whole.hexdigest()
+
+    def json(self) -> dict[str, Any]:
+        """Plain values; `from_json` gives the scan back."""
+        return {**asdict(self), "files": [str(path) for path in self.files]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Scan:
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        plain["files"] = tuple(map(Path, value["files"]))
+        plain["notices"] = tuple(Notice(**n) for n in value["notices"])
+        plain["volumes"] = tuple(
+            Volume(v["part"], v["echo"], tuple(v["files"]), tuple(v["frames"])) for v in value["volumes"]
+        )
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A file that belongs to no scan: its ordinal in the sorted listing, never its name."""
+
+    ordinal: int
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """What could have been a scan and is not usable, with the reason."""
+
+    label: str
+    code: str
+    text: str
+    files: int
+
+
+@dataclass(frozen=True)
+class Export:
+    """All that was found: files seen = files of scans + ignored + files set aside."""
+
+    scans: tuple[Scan, ...]
+    set_aside: tuple[SetAside, ...]
+    ignored: tuple[Ignored, ...]
+    files_seen: int
+
+
+def reason(error: ChironError) -> str:
+    """The error's sentence without the code, which stands beside it."""
+    return error.sentence().removeprefix(f"{error.code}: ")
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except FileNotFoundError:
+        raise ChironError("F016", "a file of the scan that vanished") from None
+    except OSError as error:
+        raise ChironError("F015", f"a file of the scan that cannot be read ({error.strerror})") from None

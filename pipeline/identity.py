@@ -1,0 +1,86 @@
+"""A secret key of this installation, and anything that identifies -> a label that tells nothing without the key."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from pipeline.errors import ChironError
+
+KEY_BYTES = 32
+
+
+def load_key(file: Path | None = None) -> bytes:
+    """The key of `file`, or of $CHIRON_KEY_FILE, or of the user's configuration; made, readable by its owner only, at first use.
+
+    X002 where the file is no key or others may read it; S002 where it cannot be made.
+    """
+    path = file or key_file()
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return _make(path)
+
+
+def key_file() -> Path:
+    """Where the key stands: $CHIRON_KEY_FILE, else $XDG_CONFIG_HOME/chiron/pseudonym.key."""
+    named = os.environ.get("CHIRON_KEY_FILE")
+    if named:
+        return Path(named)
+    config = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(config) if config else Path.home() / ".config") / "chiron" / "pseudonym.key"
+
+
+def pseudonym(key: bytes, *parts: str, length: int = 10) -> str:
+    """Lower-case letters and digits 2 to 7 (BIDS-safe): keyed HMAC-SHA256 of `parts`, five bits a character."""
+    mac = hmac.new(key, digestmod=hashlib.sha256)
+    for part in parts:
+        text = part.encode("utf-8", "surrogateescape")
+        mac.update(len(text).to_bytes(8, "big") + text)
+    return base64.b32encode(mac.digest()).decode("ascii").lower()[:length]
+
+
+def internal_id(key: bytes, *parts: str) -> str:
+    """12 hex digits that name a scan where nothing identifying may stand."""
+    return hmac.new(key, "\0".join(parts).encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:12]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        mode, key = path.stat().st_mode, path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ChironError("X002", f"a pseudonym key that cannot be read ({error.strerror})", "a key file") from None
+    if mode & 0o077:
+        raise ChironError("X002", "a pseudonym key that others may read", "mode 0600", "chmod 600 the key file.")
+    if len(key) < KEY_BYTES:
+        raise ChironError("X002", f"a pseudonym key of {len(key)} bytes", f"at least {KEY_BYTES} random bytes")
+    return key
+
+
+def _make(path: Path) -> bytes:
+    """Write a new key aside and link it into place, so that of two first runs one key wins, and it is whole."""
+    key = secrets.token_bytes(KEY_BYTES)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(key)
+            stream.flush()
+            os.fsync(stream.fileno())
+        path.hardlink_to(aside)
+    except FileExistsError:
+        return _read(path)
+    except OSError as error:
+        raise ChironError(
+            "S002", f"a pseudonym key that cannot be written ({error.strerror})", "a private folder"
+        ) from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return key
