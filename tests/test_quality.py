@@ -141,7 +141,7 @@ def calcified() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_the_moment_of_a_calcification() -> None:
     chi, truth, where = calcified()
-    assert calcification(chi, truth, where) == (pytest.approx(0), pytest.approx(0))
+    assert max(calcification(chi, truth, where)) == pytest.approx(0)
     assert calcification(0.7 * chi, truth, where)[0] == pytest.approx(0.3 * 60)
     chi[15, 15, 15] = -0.045  # in the box of 3 voxels to spare
     chi[15, 15, 16] = -0.035  # not below the threshold, which the shell sets to -0.04

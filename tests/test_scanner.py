@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def convert(folder: Path, out: Path) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 def on_grid(image: Any, grid: Grid) -> np.ndarray[Any, Any]:
     """The image's values where the grid's voxels are, found through scanner coordinates alone."""
-    wanted = apply_affine(np.asarray(grid.affine), np.stack(np.indices(grid.shape), -1))
+    wanted = apply_affine(np.asarray(grid.affine), np.moveaxis(np.indices(grid.shape), 0, -1))
     index = apply_affine(np.linalg.inv(image.affine), wanted)
     assert np.abs(index - np.rint(index)).max() < 1e-4
     return np.asarray(image.get_fdata()[tuple(np.moveaxis(np.rint(index).astype(int), -1, 0))])
@@ -217,7 +218,7 @@ def test_philips_headers_agree_with_real_ones(tmp_path: Path, shared_data: Path,
     assert _identifying(ours) == _identifying(real)
 
 
-def _identifying(datasets: list[pydicom.Dataset]) -> set[tuple[str, ...]]:
+def _identifying(datasets: Sequence[pydicom.Dataset]) -> set[tuple[str, ...]]:
     frames = [g for d in datasets for g in d.get("PerFrameFunctionalGroupsSequence", [])]
     if not frames:
         return {(*d.ImageType, d.RescaleType, _phase_slope(d), d[0x2005, 0x1011].value) for d in datasets}
