@@ -62,6 +62,8 @@ CHECKS = (
           "only calcium, bleeding and errors reach such values; look where they are"),
     Check("beyond_share", "above", 0.1, "do not use", "The share of the brain beyond 0.5 ppm is", "{:.2%}",
           "no brain has as much; the scale or the reconstruction is wrong"),
+    Check("streak_index", "above", 2, "check", "The power inside the dipole's cone over that beside it is", "{:.2f}",
+          "streaks along the cone are likely, where a brain has about 1"),
     Check("rim_energy", "above", 2.5, "check", "The spread at the rim of the mask over that inside is", "{:.2f}",
           "background fields remain at the rim; do not read values near it"),
     Check("classical_correlation", "below", 0.7, "check", "The correlation with the fast classical map is", "{:.2f}",
