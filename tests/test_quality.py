@@ -286,8 +286,8 @@ def test_snr_and_components() -> None:
 
 SOUND = {
     "finite_share": 1.0, "spread_ppm": 0.04, "volume_ml": 1400, "components": 1, "eroded_share": 0.1, "wraps_left": 0.0,
-    "fit_residual": 0.05, "snr": 40.0, "echoes": 5, "data_consistency": 1.0, "beyond_share": 0.0, "rim_energy": 1.2, "streak_index": 1.0,
-    "classical_correlation": 0.9,
+    "fit_residual": 0.05, "snr": 40.0, "echoes": 5, "data_consistency": 1.0, "beyond_share": 0.0, "rim_energy": 1.2,
+    "streak_index": 1.0, "classical_correlation": 0.9,
 }  # fmt: skip
 
 
