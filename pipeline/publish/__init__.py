@@ -1,0 +1,157 @@
+"""A scan's work folder -> its results in the output dataset, all or nothing; or, where it failed, a record of why.
+
+At any instant a published session is absent, the previous version, or complete with every hash of its manifest right.
+A failure never touches what is published.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pipeline
+from pipeline.errors import ChironError, Notice
+from pipeline.invert import chosen_methods
+from pipeline.publish import manifest as ledger
+from pipeline.publish.dataset import cite, prepare, private
+from pipeline.publish.images import images
+from pipeline.publish.manifest import Damage, read_manifests, verify
+from pipeline.publish.sidecars import as_json
+from pipeline.publish.swap import locked, put, recover
+from pipeline.recipe import Job, recipe
+from pipeline.report import citations, write_report
+from pipeline.work import Result, disk_error
+
+__all__ = ["Damage", "Published", "already_published", "prepare", "publish", "read_manifests", "verify"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What stands in the output dataset now for one scan."""
+
+    label: str
+    folder: Path
+    report: Path
+    state: Literal["published", "failed"]
+    verdict: str  # usable, check or do not use
+
+
+def publish(job: Job, output: Path, failure: ChironError | None = None) -> Published:
+    """Publish the results in the job's work folder; with `failure`, record instead why there are none.
+
+    Raises S001 where the disk is full, S002 where the output cannot be written, R005 where a stage is missing or not
+    what it was, R006 where another run publishes this subject for minutes. The output is then as it was before.
+    """
+    prepare(output)
+    with _coded(), locked(private(output) / "locks" / f"sub-{job.scan.subject}.lock"):
+        return _publish_failure(job, output, failure) if failure else _publish_results(job, output)
+
+
+def already_published(output: Path, job: Job) -> bool:
+    """Whether this very result stands in `output`: same input, settings, methods and version, and every file intact."""
+    wanted = {
+        "label": job.scan.label,
+        "state": "published",
+        "settings": ledger.plain_settings(job.settings),
+        "methods": list(chosen_methods(job.settings)),
+    }
+    for found in read_manifests(output):
+        same = all(found[name] == value for name, value in wanted.items())
+        if same and found["software"]["chiron"] == pipeline.__version__:
+            return found["input_digest"] == job.scan.content_digest() and ledger.intact(output, found)
+    return False
+
+
+def _publish_results(job: Job, output: Path) -> Published:
+    """Compose every file in memory, the manifest last, and put them in place at once."""
+    scan, folder = job.scan, ledger.session_folder(job.scan)
+    aside = private(output) / "publish" / folder.replace("/", "_")
+    recover(aside, output / folder)
+    stages = _proven_stages(job)
+    quality = stages["quality"].facts
+    before = ledger.read(output / folder)
+    report = f"{scan.label}_qsm.html"
+    methods, lost = _sound_methods(stages, quality["primary"])
+    files = images(scan.label, folder, job.settings, methods, stages)
+    files[f"anat/{scan.label}_qc.json"] = as_json(quality)
+    files[report] = write_report(job.work, scan.label, job.settings).encode()
+    own = _record(job, stages, None, quality["verdict"]["level"], files)
+    own["warnings"] += lost
+    others = [r for r in before if r["label"] != scan.label]
+    stale = frozenset(name for r in before if r["label"] == scan.label for name in r["files"])
+    files[ledger.NAME] = as_json(ledger.manifest([*others, own]))
+    cite(output, own["citations"])
+    put(aside, output / folder, files, stale)
+    shutil.rmtree(output / "failed" / scan.label, ignore_errors=True)
+    return Published(scan.label, output / folder, output / folder / report, "published", own["verdict"])
+
+
+def _publish_failure(job: Job, output: Path, failure: ChironError) -> Published:
+    """Write `failed/<label>/`: the manifest, and the report as far as it can be made."""
+    label, final = job.scan.label, output / "failed" / job.scan.label
+    aside = private(output) / "publish" / f"failed_{label}"
+    recover(aside, final)
+    stages = {name: result for name in _stage_names(job) if (result := job.work.find(name))}
+    files, lost = {}, []
+    try:
+        files[f"{label}_qsm.html"] = write_report(job.work, label, job.settings, failure).encode()
+    except Exception as error:  # the record of the first failure must not be lost to a second one
+        lost = [_warning("report", "R005", f"the report could not be made ({type(error).__name__})")]
+    own = _record(job, stages, failure, "do not use", files)
+    own["warnings"] += lost
+    files[ledger.NAME] = as_json(ledger.manifest([own]))
+    put(aside, final, files)
+    return Published(label, final, final / f"{label}_qsm.html", "failed", "do not use")
+
+
+def _sound_methods(stages: dict[str, Result], primary: str) -> tuple[list[str], list[dict[str, str]]]:
+    """The methods to publish, the primary first, and a warning for each map left out because it holds no numbers."""
+    made = [name.removeprefix("invert-") for name in stages if name.startswith("invert-")]
+    lost = [m for m in made if m != primary and not bool(stages[f"invert-{m}"].array("chi_ppm").isfinite().all())]
+    text = "its map has values that are not finite and was left out"
+    return [primary, *(m for m in made if m not in (primary, *lost))], [
+        _warning(f"invert-{m}", "M001", text) for m in lost
+    ]
+
+
+def _record(
+    job: Job, stages: dict[str, Result], failure: ChironError | None, verdict: str, files: dict[str, bytes]
+) -> ledger.Record:
+    return {
+        **ledger.record(job.scan, job.settings, chosen_methods(job.settings), stages, failure),
+        "verdict": verdict,
+        "citations": [paper.text for paper in citations({name: result.facts for name, result in stages.items()})],
+        "files": ledger.files_entry(files),
+    }
+
+
+def _warning(stage: str, code: str, text: str) -> dict[str, str]:
+    return {"stage": stage, **Notice(code, text).json()}
+
+
+def _proven_stages(job: Job) -> dict[str, Result]:
+    """The results of all stages of the recipe, each file checked against its recorded hash."""
+    stages = {}
+    for name in _stage_names(job):
+        found = job.work.find(name)
+        if found is None or job.work.proven(name, found.record["key"]) is None:
+            raise ChironError("R005", f"the stage {name} is missing or damaged", "every stage done")
+        stages[name] = found
+    return stages
+
+
+def _stage_names(job: Job) -> list[str]:
+    return [stage.name for stage in recipe(job.settings)]
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """A failed write becomes S001 or S002."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error) from error

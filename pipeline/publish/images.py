@@ -1,0 +1,81 @@
+"""The results of a scan's stages -> its published images with their sidecars, as bytes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.publish.nifti import image_bytes
+from pipeline.publish.sidecars import bids_uris, hz_per_ppm, sidecar
+from pipeline.settings import Settings
+from pipeline.volumes import Grid
+from pipeline.work import Result
+
+MASKED = ("part-mag_T2starw", "desc-brain_mask")
+TOTAL_MASKED = ("desc-total_fieldmap", "desc-brain_mask")
+LOCAL_MASKED = ("desc-local_fieldmap", "desc-brain_mask")
+TOTAL = "Total field relative to B0, positive where the field is higher"
+LOCAL = "Local field relative to B0, of sources inside the mask; zero outside the eroded mask"
+MAGNITUDE: dict[str, Any] = {
+    "Description": "Magnitude of all echoes",
+    "MagnitudeCombination": "root sum of squares over the echoes",
+    "Units": "arbitrary",
+    "SkullStripped": False,
+}
+
+
+def images(
+    label: str, folder: str, settings: Settings, methods: Sequence[str], stages: Mapping[str, Result]
+) -> dict[str, bytes]:
+    """Name relative to the session's `folder` -> content: maps, fields, mask, magnitude, and a sidecar of each.
+
+    `methods` are the inversions to publish; the first is the primary map, without `desc-`.
+    """
+    convert = stages["convert"].facts
+    grid = Grid.from_json(convert["grid"])
+    stem = f"anat/{label}"
+    files: dict[str, bytes] = {}
+
+    def add(suffix: str, volume: Tensor, sources: tuple[str, ...] = (), **own: Any) -> None:
+        names = [f"{stem}_{source}.nii.gz" for source in sources]
+        files[f"{stem}_{suffix}.nii.gz"] = image_bytes(volume, grid)
+        files[f"{stem}_{suffix}.json"] = sidecar(convert, Sources=bids_uris(folder, names) or None, **own)
+
+    add("part-mag_T2starw", _root_sum_of_squares(stages["convert"]), **MAGNITUDE)
+    mask = stages["mask"].array("mask")
+    add("desc-brain_mask", mask, ("part-mag_T2starw",), Description="Brain mask", Type="Brain", SkullStripped=False)
+    field: dict[str, Any] = {"Units": "ppm", "HzPerPpm": hz_per_ppm(convert["b0_tesla"]), "SkullStripped": True}
+    add("desc-total_fieldmap", stages["field"].array("total_ppm"), MASKED, Description=TOTAL, **field)
+    local: dict[str, Any] = {"Description": LOCAL, "BackgroundRemoval": _background(settings), **field}
+    add("desc-local_fieldmap", stages["background"].array("local_ppm"), TOTAL_MASKED, **local)
+    for method in methods:
+        suffix = "Chimap" if method == methods[0] else f"desc-{method}_Chimap"
+        result = stages[f"invert-{method}"]
+        add(suffix, result.array("chi_ppm"), LOCAL_MASKED, **_map(settings, method, result.facts))
+    return files
+
+
+def _root_sum_of_squares(convert: Result) -> Tensor:
+    return convert.array("magnitude").square().sum(0).sqrt()
+
+
+def _background(settings: Settings) -> dict[str, Any]:
+    method = settings.background.method
+    return {"Method": method, "Parameters": {**asdict(settings.background), **asdict(getattr(settings, method))}}
+
+
+def _map(settings: Settings, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The sidecar entries of a susceptibility map; `ReferenceRegion` in ppm, before the mean was taken off."""
+    params: dict[str, Any] = asdict(getattr(settings, method))
+    return {
+        "Description": "Magnetic susceptibility, positive where paramagnetic; zero outside the eroded mask",
+        "Units": "ppm",
+        "SkullStripped": True,
+        "Method": facts["method"],
+        "MethodParameters": params,
+        "Seed": params.get("seed"),
+        "ReferenceRegion": facts["reference"],
+    }

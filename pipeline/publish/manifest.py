@@ -1,0 +1,177 @@
+"""What was done to a scan -> its record in the manifest beside its results; and manifests -> records, proven or not.
+
+A manifest is `{"format": 1, "scans": [record, ...]}`, one in each session's folder. It is the only ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline.errors import ChironError
+from pipeline.find import Scan
+from pipeline.settings import Settings
+from pipeline.work import Result, file_digest
+
+FORMAT = 1
+NAME = "manifest.json"
+LIBRARIES = ("torch", "numpy", "scipy", "numba", "nibabel", "pydicom", "SimpleITK", "dcm2niix")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A published file that is not what its manifest says."""
+
+    label: str
+    file: str  # relative to the dataset
+    what: str  # "missing" or "changed"
+
+
+def record(
+    scan: Scan,
+    settings: Settings,
+    methods: tuple[str, ...],
+    stages: Mapping[str, Result],
+    failure: ChironError | None,
+) -> Record:
+    """All that is recorded of one scan, but for its published files and its verdict."""
+    made = [result.record for result in stages.values()]
+    return {
+        "label": scan.label,
+        "scan": scan.id,
+        "state": "failed" if failure else "published",
+        "input_digest": input_digest(scan, stages),
+        "input_files": len(scan.files),
+        "settings": plain_settings(settings),
+        "methods": list(methods),
+        "seeds": {method: getattr(getattr(settings, method), "seed", None) for method in methods},
+        "weights": {},
+        "software": {"chiron": pipeline.__version__, "python": platform.python_version(), **_libraries()},
+        "device": next((r["device"] for r in reversed(made)), None),
+        "stages": [
+            {name: r.get(name) for name in ("stage", "version", "device", "seconds", "peak_memory_bytes")} for r in made
+        ],
+        "decisions": [{"stage": r["stage"], **decision} for r in made for decision in r["decisions"]],
+        "warnings": [{"stage": r["stage"], **notice} for r in made for notice in r["notices"]],
+        "failure": _failure(failure) if failure else None,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def input_digest(scan: Scan, stages: Mapping[str, Result]) -> str | None:
+    """Hash of what was read; None where the scan failed before, and its files cannot be read now."""
+    if "convert" in stages:
+        found: str = stages["convert"].facts["content_digest"]
+        return found
+    try:
+        return scan.content_digest()
+    except (OSError, ChironError):
+        return None
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that a result depends on, as JSON; a mask's file by its hash, for its path may name a patient."""
+    plain: dict[str, Any] = settings.model_dump(mode="json", exclude={"keep_work"})
+    if settings.mask.file:
+        try:
+            plain["mask"]["file"] = f"sha256:{file_digest(Path(settings.mask.file))}"
+        except OSError:
+            plain["mask"]["file"] = "unreadable"
+    return plain
+
+
+def files_entry(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Relative name -> sha256 and size."""
+    return {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in sorted(files.items())
+    }
+
+
+def read(folder: Path) -> list[Record]:
+    """The records of the manifest in `folder`; none where there is no manifest that can be read."""
+    try:
+        manifest = json.loads((folder / NAME).read_text())
+        scans = manifest["scans"] if manifest["format"] == FORMAT else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return list(scans)
+
+
+def manifest(records: list[Record]) -> dict[str, Any]:
+    return {"format": FORMAT, "scans": sorted(records, key=lambda r: r["label"])}
+
+
+def session_folder(scan: Scan) -> str:
+    """`sub-x/ses-y`, or `sub-x` where the scan has no session; relative to the dataset."""
+    return f"sub-{scan.subject}/ses-{scan.session}" if scan.session else f"sub-{scan.subject}"
+
+
+def read_manifests(output: Path) -> list[Record]:
+    """Every record below `output`, with its `folder` relative to it: what is published, then what failed since."""
+    published = [r for folder in _folders(output, "sub-*", "sub-*/ses-*") for r in _located(output, folder)]
+    latest = {r["label"]: r["finished"] for r in published}
+    failed = [r for folder in _folders(output, "failed/*") for r in _located(output, folder)]
+    return published + [r for r in failed if r["finished"] >= latest.get(r["label"], "")]
+
+
+def verify(output: Path) -> list[Damage]:
+    """Every file of every manifest that is missing or changed."""
+    return [damage for r in read_manifests(output) for damage in _damage(output, r)]
+
+
+def intact(output: Path, located: Record) -> bool:
+    """Whether every file of a record of `read_manifests` is as it was published."""
+    return next(_damage(output, located), None) is None
+
+
+def _damage(output: Path, located: Record) -> Iterator[Damage]:
+    for name, entry in located["files"].items():
+        file = f"{located['folder']}/{name}"
+        try:
+            same = file_digest(output / file) == entry["sha256"]
+        except OSError:
+            yield Damage(located["label"], file, "missing")
+            continue
+        if not same:
+            yield Damage(located["label"], file, "changed")
+
+
+def _folders(output: Path, *patterns: str) -> list[Path]:
+    return sorted(path for pattern in patterns for path in output.glob(pattern) if path.is_dir())
+
+
+def _located(output: Path, folder: Path) -> list[Record]:
+    return [{**r, "folder": folder.relative_to(output).as_posix()} for r in read(folder)]
+
+
+def _failure(failure: ChironError) -> dict[str, str]:
+    return {
+        "code": failure.code,
+        "found": failure.found,
+        "expected": failure.expected,
+        "todo": failure.todo,
+        "sentence": failure.sentence(),
+    }
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

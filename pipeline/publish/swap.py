@@ -1,0 +1,144 @@
+"""A folder composed aside -> the folder in its place, by one rename or one exchange, safe against a power cut.
+
+Everything that touches the disk during a publication stands here, so that a fault can be put at every call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import ChironError
+from pipeline.work import flush
+
+AT_FDCWD = -100  # "relative to the working directory" of the *at system calls
+RENAME_EXCHANGE = 2
+NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}  # kernel or file system without it
+NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+
+
+def put(aside: Path, final: Path, files: Mapping[str, bytes], drop: frozenset[str] = frozenset()) -> None:
+    """Make `final` hold `files` (relative name -> content) and all it held before but for the names in `drop`.
+
+    The last of `files` is written last. Whoever looks at `final` meanwhile sees nothing, the old or the new content,
+    never a part. `aside` is scratch on the same file system, owned by whoever holds the lock and cleared by `recover`
+    before. Raises OSError, and `final` is then as it was.
+    """
+    try:
+        new = aside / "new"
+        new.mkdir(parents=True)
+        _carry(final, new, drop | files.keys())
+        for name, content in files.items():
+            write(new / name, content)
+        _flush_folders(new)
+        if not final.parent.exists():
+            final.parent.mkdir()
+            flush(final.parent.parent)
+        _swap(new, final, aside / "old")
+        flush(final.parent)
+    finally:
+        if not (aside / "old").exists() or final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(aside: Path, final: Path) -> None:
+    """Clear what an interrupted publication left; where it died between two renames, the old content comes back."""
+    if (aside / "old").exists() and not final.exists():
+        (aside / "old").rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """A new file with `content`, on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_in_place(path: Path, content: bytes, scratch: Path) -> None:
+    """Replace one file as a whole, by way of the folder `scratch`, unless it holds `content` already."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    aside = scratch / f"{path.name}.{secrets.token_hex(8)}"
+    try:
+        write(aside, content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+@contextmanager
+def locked(file: Path, wait_s: float = 120) -> Iterator[None]:
+    """Hold an exclusive lock on `file`; R006 where another process holds it for longer than `wait_s`."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with file.open("a") as stream:
+        deadline = time.monotonic() + wait_s
+        while not _lock(stream.fileno()):
+            if time.monotonic() > deadline:
+                raise ChironError("R006", "the scan is being published by another run", "one at a time")
+            time.sleep(0.05)
+        yield  # closing the file releases the lock, as does the end of the process
+
+
+def _carry(old: Path, new: Path, drop: frozenset[str]) -> None:
+    """Link all files below `old` into `new`, but for the names in `drop`."""
+    for path in sorted(old.rglob("*")):
+        name = path.relative_to(old)
+        if path.is_symlink() or not path.is_file() or name.as_posix() in drop:
+            continue
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, new / name)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            write(new / name, path.read_bytes())
+
+
+def _swap(new: Path, final: Path, old: Path) -> None:
+    if not final.exists():
+        new.rename(final)
+    elif not _exchange(new, final):
+        final.rename(old)
+        try:
+            new.rename(final)
+        except OSError:
+            old.rename(final)
+            raise
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def _flush_folders(top: Path) -> None:
+    for folder in [top, *(path for path in top.rglob("*") if path.is_dir())]:
+        flush(folder)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
