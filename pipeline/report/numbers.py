@@ -1,0 +1,137 @@
+"""Facts of the stages -> tables of numbers in plain words, each with its unit and which direction is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.report.found import Found, name_of, number
+
+Better = Literal["lower", "higher", "near 1", ""]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How a number is called, its unit, a factor to that unit, which direction is better, and what it says."""
+
+    name: str
+    unit: str = ""
+    factor: float = 1
+    better: Better = ""
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the page."""
+
+    name: str
+    value: str
+    unit: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Numbers of the methods side by side: `rows` of (meaning, values, index of the best)."""
+
+    title: str
+    note: str
+    methods: tuple[str, ...]
+    rows: tuple[tuple[Meaning, tuple[str, ...], int | None], ...]
+
+
+SCAN = {
+    "volume_ml": Meaning("Volume of the brain mask", "ml", says="A whole adult brain is about 1000 to 1700 ml."),
+    "components": Meaning("Pieces of the brain mask", says="One is expected."),
+    "eroded_share": Meaning("Rim lost", "%", 100, says="Share of the brain mask that background removal cannot keep."),
+    "wraps_left": Meaning("Phase jumps left", "%", 100, says="Share of neighbours with a jump of more than π."),
+    "fit_residual": Meaning("Residual of the field fit", says="How far the echoes disagree on one field; 0 is none."),
+    "noise_rad": Meaning("Noise of the phase", "rad", says="Standard deviation in the first echo."),
+    "median_sd_ppm": Meaning("Noise of the field", "ppm", says="Median standard deviation in the mask."),
+    "snr": Meaning("Signal-to-noise ratio", says="Median of the first echo in the mask over its noise."),
+}
+PLAUSIBILITY = {
+    "spread_ppm": Meaning("Standard deviation of χ", "ppm", says="About 0.03 to 0.06 ppm in a healthy brain."),
+    "data_consistency": Meaning("Misfit to the local field", "σ", better="near 1", says="In units of the noise."),
+    "streak_index": Meaning(
+        "Streak index", better="lower", says="Power of χ where the dipole is blind over that beside."
+    ),
+    "rim_energy": Meaning("Rim energy", better="lower", says="Spread of χ at the rim over that inside."),
+    "beyond_share": Meaning("Beyond ±0.5 ppm", "%", 100, "lower", "Share of voxels; only calcium and blood are."),
+    "classical_correlation": Meaning("Correlation with the classical map"),
+    "classical_difference_ppm": Meaning("RMS difference from the classical map", "ppm"),
+}
+ACCURACY = {
+    "nrmse": Meaning("NRMSE", "%", 1, "lower", "Error over the truth's own variation."),
+    "dnrmse": Meaning("dNRMSE", "%", 1, "lower", "As NRMSE, a wrong scale forgiven."),
+    "dnrmse_tissue": Meaning("dNRMSE, tissue", "%", 1, "lower", "Thalamus, white and grey matter."),
+    "dnrmse_dgm": Meaning("dNRMSE, deep grey nuclei", "%", 1, "lower"),
+    "dnrmse_blood": Meaning("dNRMSE, veins", "%", 1, "lower"),
+    "slope_deviation": Meaning("Slope deviation", better="lower", says="Of the means of the deep grey nuclei."),
+    "calc_moment_deviation": Meaning("Calcification: moment deviation", better="lower"),
+    "calc_streak": Meaning("Calcification: streaks", better="lower"),
+    "hfen": Meaning("HFEN", "%", 1, "lower", "Error of edges and fine detail."),
+    "xsim": Meaning("XSIM", better="higher", says="Similarity of structure, 7³ Gaussian window; 1 is perfect."),
+    "xsim_uniform5": Meaning("XSIM, 5³ uniform window", better="higher"),
+    "psnr_db": Meaning("PSNR", "dB", 1, "higher"),
+    "psnr_range_ppm": Meaning("Range that PSNR refers to", "ppm"),
+    "pearson": Meaning("Pearson r", better="higher"),
+}
+UNSAID = ("finite_share", "mean_ppm", "echoes")  # judged in the verdict, or shown elsewhere
+
+
+def numbers(found: Found) -> list[Row]:
+    """What was measured of the scan before the inversion: by the quality stage, else by the steps themselves."""
+    facts: dict[str, Any] = {}
+    for stage in ("mask", "unwrap", "field", "background"):
+        facts |= {name: value for name, value in found.facts(stage).items() if name in SCAN}
+    facts |= found.facts("quality").get("acquisition") or {}
+    order = [*(name for name in SCAN if name in facts), *(name for name in facts if name not in SCAN)]
+    rows = [(SCAN.get(name) or _unknown(name), facts[name]) for name in order if name not in UNSAID]
+    return [Row(m.name, _value(value, m), m.unit, m.says) for m, value in rows]
+
+
+def comparisons(found: Found) -> list[Comparison]:
+    """What was measured of each method's map, the published one first: plausibility, then accuracy against a truth."""
+    measured: dict[str, dict[str, Any]] = found.facts("quality").get("methods") or {}
+    named = {name for values in measured.values() for name in values} - {*UNSAID, *ACCURACY}
+    plausible = {**PLAUSIBILITY, **{name: _unknown(name) for name in sorted(named - PLAUSIBILITY.keys())}}
+    accurate = "The best of a row is in bold. Errors reward smooth maps: look at XSIM and at the difference too."
+    tables = [
+        _comparison(found, measured, "The map", "No truth is needed for these.", plausible),
+        _comparison(found, measured, "Accuracy against the truth", accurate, ACCURACY),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _comparison(
+    found: Found, measured: Mapping[str, Mapping[str, Any]], title: str, note: str, meanings: Mapping[str, Meaning]
+) -> Comparison:
+    methods = sorted(measured, key=lambda m: m != found.primary)
+    rows = []
+    for name, meaning in meanings.items():
+        values = [measured[m].get(name) for m in methods]
+        if any(v is not None for v in values):
+            rows.append((meaning, tuple(_value(v, meaning) for v in values), _best(values, meaning.better)))
+    return Comparison(title, note, tuple(name_of(m) for m in methods), tuple(rows))
+
+
+def _unknown(name: str) -> Meaning:
+    return Meaning(name.replace("_", " "))
+
+
+def _value(value: Any, meaning: Meaning) -> str:
+    if value is None:
+        return "–"
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return number(value * meaning.factor if plain and meaning.factor != 1 else value)
+
+
+def _best(values: list[Any], better: Better) -> int | None:
+    """Index of the best value, where one is better than another."""
+    plain = [(v, i) for i, v in enumerate(values) if isinstance(v, int | float)]
+    if better not in ("lower", "higher") or len(plain) < 2 or len({v for v, _ in plain}) < 2:
+        return None
+    return (min if better == "lower" else max)(plain)[1]

@@ -1,0 +1,330 @@
+"""The report: self-contained, escaped, honest about what is missing, the same page for the same work folder."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.dipole import Dipole
+from pipeline.errors import ChironError, Decision, Notice
+from pipeline.report import citations, write_report
+from pipeline.report.found import look
+from pipeline.report.pictures import misfit, view_of
+from pipeline.report.view import Window
+from pipeline.settings import parse
+from pipeline.volumes import Grid
+from pipeline.work import Made, Work
+
+SHAPE = (40, 48, 36)
+MEASURED = {"version": 1, "device": "cpu", "seconds": 1.25, "peak_memory_bytes": 3 << 28, "software": "0.1.0"}
+TIMES = [0.004, 0.012, 0.020, 0.028]
+RTS = parse({"method": "rts", "also": ["tkd"]})
+
+
+def oblique(shape: tuple[int, int, int] = SHAPE, size: tuple[float, float, float] = (1.5, 1.5, 2.0)) -> Grid:
+    """A grid in LPS-like storage order, tilted by 15 degrees about x."""
+    c, s = np.cos(np.radians(15)), np.sin(np.radians(15))
+    axes = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.diag([-1, -1, 1]) @ np.diag(size)
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    affine[:3, 3] = -axes @ (np.array(shape) - 1) / 2
+    return Grid.from_affine(shape, affine)
+
+
+def ball(shape: tuple[int, ...], centre: tuple[float, ...], radii: tuple[float, ...]) -> torch.Tensor:
+    """Ellipsoid; centre and radii as shares of the shape."""
+    axes = torch.meshgrid(*(torch.arange(n) / (n - 1) for n in shape), indexing="ij")
+    return sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radii, strict=True)) < 1  # type: ignore[return-value]
+
+
+def write(work: Work, stage: str, arrays: dict[str, torch.Tensor] | None = None, **facts: object) -> None:
+    work.write(stage, "key", Made(arrays or {}, facts=facts), {"stage": stage, **MEASURED})
+
+
+def convert(work: Work, grid: Grid, mask: torch.Tensor, field: torch.Tensor, **said: object) -> None:
+    head = ball(grid.shape, (0.5, 0.5, 0.5), (0.48, 0.49, 0.49))
+    decay = torch.tensor(TIMES)[:, None, None, None]
+    noise = torch.randn((len(TIMES), *grid.shape), generator=torch.Generator().manual_seed(1))
+    magnitude = (200 * head + 300 * mask) * torch.exp(-decay / 0.04) + 6 * noise.abs()
+    phase = torch.remainder(field * 2 * np.pi * 127.7 * decay + 0.02 * noise + np.pi, 2 * np.pi) - np.pi
+    facts = {"grid": grid.json(), "echo_times_s": TIMES, "b0_tesla": 3.0, "vendor": "siemens", "acquisition": said}
+    decisions = [Decision("phase range", "0 to 4095", "minimum 0 and maximum 4095", "--phase-range")]
+    notices = [Notice("E013", "echoes alternate in direction")] if said.get("bipolar") else []
+    made = Made({"magnitude": magnitude, "phase_rad": phase}, facts=facts, decisions=decisions, notices=notices)
+    work.write("convert", "key", made, {"stage": "convert", **MEASURED})
+
+
+def scan(folder: Path, made: tuple[str, ...] = ("rts", "tkd"), grid: Grid | None = None, **quality: object) -> Work:
+    """A work folder as a finished run of a small phantom leaves it."""
+    work, grid = Work(folder), grid or oblique()
+    mask = ball(grid.shape, (0.5, 0.5, 0.55), (0.38, 0.4, 0.36))
+    final = ball(grid.shape, (0.5, 0.5, 0.55), (0.33, 0.36, 0.31))
+    chi = 0.1 * ball(grid.shape, (0.36, 0.45, 0.5), (0.08, 0.1, 0.09)).float() - 0.03 * mask.float()
+    chi = chi * mask
+    local = Dipole(grid.shape, grid.voxel_size_mm, grid.b0_dir).forward(chi)
+    slope = torch.linspace(-0.4, 0.4, grid.shape[2])
+    convert(work, grid, mask, local + slope, dimensions="3D")
+    write(work, "mask", {"mask": mask.to(torch.uint8)}, voxels=int(mask.sum()), volume_ml=1234.5, components=1)
+    write(work, "unwrap", method="romeo", wraps_left=0)
+    write(work, "field", {"total_ppm": (local + slope) * mask}, noise_rad=0.02, median_sd_ppm=0.003)
+    arrays = {"local_ppm": local * final, "mask": final.to(torch.uint8)}
+    write(work, "background", arrays, method="vsharp", eroded_share=0.31)
+    for i, method in enumerate(made):
+        found = (chi * (1 - 0.1 * i) - (chi[final].mean())) * final
+        fit = (
+            {"loss": [1 / (n + 1) for n in range(300)], "stopped_at": 240, "stop_reason": "discrepancy"}
+            if method == "dip"
+            else {}
+        )
+        write(work, f"invert-{method}", {"chi_ppm": found}, method=method, reference="mean in the final mask", **fit)
+    facts = {"primary": made[0], "verdict": {"level": "usable", "reasons": []}, **quality}
+    write(work, "quality", {"truth_ppm": chi} if "methods" in quality else {}, **facts)
+    return work
+
+
+class Links(HTMLParser):
+    """Everything that a browser would fetch, and whether every element was closed."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.scripts = 0
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        for name, value in attributes:
+            if name in ("src", "srcset", "data", "poster", "xlink:href") or (name == "href" and tag != "a"):
+                self.fetched.append(value or "")
+            assert not name.startswith("on"), f"{tag} has {name}"
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def links(page: str) -> Links:
+    parser = Links()
+    parser.feed(page)
+    parser.close()
+    return parser
+
+
+def test_the_page_fetches_nothing_and_is_well_formed(tmp_path: Path) -> None:
+    page = write_report(scan(tmp_path), "sub-ab12", RTS)
+    found = links(page)
+    assert found.open == [] and found.scripts == 0
+    assert len(found.fetched) > 20 and all(link.startswith("data:image/webp;base64,") for link in found.fetched)
+    assert "@import" not in page and not re.search(r"url\(", page)
+    assert "Research use only - not for diagnostic use" in page and "sub-ab12" in page
+
+
+def test_every_picture_states_its_window(tmp_path: Path) -> None:
+    methods = {"rts": {"nrmse": 31.5, "xsim": 0.8}, "tkd": {"nrmse": 41.5, "xsim": 0.7}}
+    page = write_report(scan(tmp_path, methods=methods), "sub-1", RTS)
+    rows = dict(re.findall(r"<h3>(.*?)</h3>\s*<p>.*?</p>\s*<p class=\"window\">(.*?)</p>", page))
+    assert rows["Wrapped phase, echo 4 (28 ms)"] == "±π rad"
+    assert rows["Total field"] == "±0.50 ppm"
+    assert rows["Local field"] == "±0.05 ppm"
+    assert rows["χ, TKD"] == "±0.10 ppm"
+    assert rows["RTS − TKD"] == rows["Error: χ − truth"] == "±0.05 ppm"
+    assert rows["D∗χ − local field"] == "±0.02 ppm"
+    assert re.search(r"Magnitude, echo 1 \(4 ms\)", page) and re.search(r"Magnitude, echo 4 \(28 ms\)", page)
+    published = re.findall(r"<h3>χ, RTS \(published\)</h3>.*?window\">(.*?)</p>", page, re.DOTALL)
+    assert published == ["±0.10 ppm", "±0.15 ppm"]
+
+
+def test_pictures_lie_as_radiologists_see_them(tmp_path: Path) -> None:
+    grid = oblique()
+    found = look(scan(tmp_path, grid=grid), RTS)
+    view = view_of(found)
+    assert view is not None
+    mm = np.einsum("ij,jxyz->ixyz", np.asarray(grid.affine)[:3, :3], np.indices(grid.shape))
+    right, front, up = (view.cut(mm[i].astype(np.float32), axis) for i, axis in ((0, 2), (1, 2), (2, 1)))
+    assert right[0, 0] > right[0, -1], "the patient's right at the viewer's left"
+    assert front[0, 0] > front[-1, 0], "the front at the top of an axial plane"
+    assert up[0, 0] > up[-1, 0], "the head up in a coronal plane"
+    facing = view.cut(mm[1].astype(np.float32), 0)
+    assert facing[0, 0] > facing[0, -1], "the face to the left in a sagittal plane"
+
+
+def test_voxels_that_are_no_cubes_keep_their_aspect(tmp_path: Path) -> None:
+    found = look(scan(tmp_path, grid=oblique(size=(1.0, 1.0, 3.0))), RTS)
+    view = view_of(found)
+    assert view is not None
+    coronal = view.plane(np.ones(SHAPE, np.float32), 1, Window(0, 1, "ppm"))
+    width, height = view.extent_mm(1)
+    assert coronal.pixels[0] / coronal.pixels[1] == pytest.approx(width / height, rel=0.02)
+    stored = Image.open(io.BytesIO(base64.b64decode(coronal.uri.split(",")[1])))
+    assert stored.size == coronal.pixels
+
+
+def test_windows_map_their_ends_to_black_and_white(tmp_path: Path) -> None:
+    view = view_of(look(scan(tmp_path), RTS))
+    assert view is not None
+
+    def grey(value: float) -> int:
+        plane = view.plane(np.full(SHAPE, value, np.float32), 2, Window(-0.1, 0.1, "ppm"))
+        stored = Image.open(io.BytesIO(base64.b64decode(plane.uri.split(",")[1])))
+        return int(np.asarray(stored.convert("L")).mean())
+
+    assert grey(-0.2) <= 1 and abs(grey(0) - 128) <= 2 and grey(0.2) >= 254 and grey(float("nan")) <= 1
+
+
+def test_misfit_is_the_field_that_the_map_does_not_explain(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    found = look(work, RTS)
+    assert found.grid is not None and found.final is not None
+    inside = torch.from_numpy(found.final)
+    chi = torch.from_numpy(np.array(found.chi("rts")))
+    field = Dipole(SHAPE, found.grid.voxel_size_mm, found.grid.b0_dir).forward(chi + 0.2 * inside) + 0.03
+    bump = 0.01 * ball(SHAPE, (0.5, 0.5, 0.5), (0.1, 0.1, 0.1))
+    write(work, "background", {"local_ppm": (field - bump) * inside, "mask": inside.to(torch.uint8)})
+    residual = misfit(look(work, RTS))
+    assert residual is not None and not residual[~found.final].any()
+    error = (residual - bump.numpy())[found.final]
+    assert np.abs(error - error.mean()).max() < 2e-3, "neither the reference of chi nor the field's constant counts"
+
+
+def test_data_are_escaped(tmp_path: Path) -> None:
+    nasty = "<script>alert(1)</script>"
+    work = scan(tmp_path, verdict={"level": "check", "reasons": [nasty]})
+    made = Made(
+        facts={"method": nasty}, decisions=[Decision(nasty, nasty, nasty, nasty)], notices=[Notice("E013", nasty)]
+    )
+    work.write("unwrap", "key", made, {"stage": "unwrap", **MEASURED, "device": nasty})
+    write(work, "invert-dip", {"chi_ppm": torch.zeros(SHAPE)}, loss=[3, 2, 1], stopped_at=2, stop_reason=nasty)
+    page = write_report(work, nasty, RTS, extra={nasty: nasty})
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 10
+    assert links(page).open == []
+
+
+def test_a_failed_scan_says_why_and_what_to_do(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    grid = oblique()
+    convert(work, grid, ball(SHAPE, (0.5,) * 3, (0.4,) * 3), torch.zeros(SHAPE))
+    failure = ChironError("P007", "a mask of 12 voxels", "a brain")
+    page = write_report(work, "sub-1", RTS, failure)
+    assert "Failed – do not use" in page and "P007" in page and "a mask of 12 voxels" in page
+    assert "Give a mask with --mask" in page
+    assert "Not done: finding the brain" in page and "inverting (rts)" in page
+    assert "Magnitude, echo 1" in page and "Total field" not in page, "what there is is shown, and nothing else"
+    assert links(page).open == []
+
+
+def test_an_empty_work_folder_still_gives_a_page(tmp_path: Path) -> None:
+    page = write_report(Work(tmp_path / "none"), "sub-1", RTS, ChironError("E002", "slice 17 of echo 2"))
+    assert "E002" in page and "The images were not read" in page and "Nothing was computed" in page
+    assert links(page).fetched == [] and links(page).open == []
+
+
+@pytest.mark.parametrize("gone", ["mask", "unwrap", "field", "background", "invert-tkd", "invert-rts", "quality"])
+def test_any_stage_may_be_missing(tmp_path: Path, gone: str) -> None:
+    work = scan(tmp_path)
+    (work.folder / gone / "stage.json").unlink()
+    page = write_report(work, "sub-1", RTS)
+    assert links(page).open == []
+    if gone == "invert-rts":
+        assert "No susceptibility map was made" in page
+    elif gone == "quality":
+        assert "Check before use" in page and "was not measured" in page
+
+
+def test_a_damaged_array_is_left_out(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    (work.folder / "field" / "total_ppm.npy").write_bytes(b"broken")
+    page = write_report(work, "sub-1", RTS)
+    assert "Total field" not in page and "Local field" in page
+
+
+def test_maps_without_numbers_and_empty_masks_still_give_a_page(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    write(work, "invert-rts", {"chi_ppm": torch.full(SHAPE, float("nan"))})
+    assert "χ, RTS (published)" in write_report(work, "sub-1", RTS)
+    for stage, name in (("mask", "mask"), ("background", "mask")):
+        write(work, stage, {name: torch.zeros(SHAPE, dtype=torch.uint8)})
+    assert links(write_report(work, "sub-1", RTS)).open == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "headline"), [("usable", "Usable"), ("check", "Check before use"), ("do not use", "Do not use")]
+)
+def test_the_verdict_is_the_measured_one(tmp_path: Path, verdict: str, headline: str) -> None:
+    page = write_report(scan(tmp_path, verdict={"level": verdict, "reasons": ["The rim is wide."]}), "sub-1", RTS)
+    assert f"<h2>{headline}</h2>" in page and "The rim is wide." in page
+
+
+def test_a_network_is_said_to_be_outside_the_consensus(tmp_path: Path) -> None:
+    settings = parse({"method": "dip", "also": ["rts"]})
+    page = write_report(scan(tmp_path, made=("dip", "rts")), "sub-1", settings)
+    assert "outside the consensus" in page and "RTS map is shown beside it" in page
+    assert "stopped at 240" in page and "It stopped because: discrepancy." in page
+    assert "Ulyanov" in page
+    assert "outside the consensus" not in write_report(scan(tmp_path / "b"), "sub-1", RTS)
+
+
+def test_the_checklist_follows_the_scan(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    mask = ball(SHAPE, (0.5,) * 3, (0.4,) * 3)
+    page = write_report(work, "sub-1", RTS)
+    row = re.search(r'<tr class="(\w+)">\s*<td>[^/]*/span>Voxel volume</td>\s*<td>(.*?)</td>', page)
+    assert row and row.groups() == ("warn", "4.50 mm³")
+    convert(work, oblique(size=(1, 1, 1)), mask, torch.zeros(SHAPE), dimensions="2D", bipolar=True)
+    page = write_report(work, "sub-1", RTS)
+    levels = dict(re.findall(r'<span class="dot"[^>]*>[^<]*</span>([^<]*)</td>\s*<td>([^<]*)</td>', page))
+    assert levels["Encoding"] == "2D" and levels["Readout"] == "bipolar" and levels["Voxel volume"] == "1.00 mm³"
+    assert "departs from the consensus in: encoding, readout" in page
+
+
+def test_the_best_of_a_comparison_is_marked(tmp_path: Path) -> None:
+    methods = {"rts": {"nrmse": 31.5, "xsim": 0.7}, "tkd": {"nrmse": 41.5, "xsim": 0.8}}
+    page = write_report(scan(tmp_path, methods=methods), "sub-1", RTS)
+    assert re.search(r'<td class="best">31.5</td>\s*<td>41.5</td>', page)
+    assert re.search(r'<td>0.700</td>\s*<td class="best">0.800</td>', page)
+
+
+def test_changed_settings_are_marked_and_no_path_is_shown(tmp_path: Path) -> None:
+    settings = parse({"method": "rts", "vsharp": {"radius_mm": 9.0}, "mask": {"file": "/data/Doe_Jane/mask.nii"}})
+    page = write_report(scan(tmp_path), "sub-1", settings)
+    assert '<code class="changed">vsharp.radius_mm = 9.0</code>' in page
+    assert "Doe_Jane" not in page and "mask.file = (a file)" in page
+
+
+def test_only_the_papers_of_the_steps_used_are_cited() -> None:
+    keys = {
+        c.key for c in citations({"unwrap": {"method": "romeo"}, "background": {"method": "pdf"}, "invert-rts": {}})
+    }
+    assert keys == {"qsmconsensus2024", "eckstein2018", "dymerska2021", "liu2011", "kames2018"}
+    keys = {c.key for c in citations(parse({"method": "dip"}))}
+    assert {"ulyanov2018", "li2011", "wu2012"} <= keys and "liu2011" not in keys
+    assert all(c.url.startswith(("https://doi.org/10.", "https://arxiv.org/abs/")) for c in citations(parse({})))
+
+
+def test_the_same_work_folder_gives_the_same_page(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    assert write_report(work, "sub-1", RTS) == write_report(work, "sub-1", RTS)
+
+
+def test_a_small_scan_takes_seconds_and_a_page_stays_small(tmp_path: Path) -> None:
+    work = scan(tmp_path, made=("rts", "tkd", "tv"), grid=oblique((128, 144, 96), (1.2, 1.2, 1.2)))
+    started = time.perf_counter()
+    page = write_report(work, "sub-1", RTS)
+    assert time.perf_counter() - started < 8
+    assert len(page.encode()) < 4_000_000
