@@ -197,11 +197,12 @@ def coarsen(head: Head, factor: int) -> Head:
     """The head at voxels `factor` times as large: means, and for labels and brain the majority."""
     if factor == 1:
         return head
-    x, y, z = (n // factor for n in head.labels.shape)
+    chi = average(head.chi_ppm, factor)
+    x, y, z = chi.shape
     blocks = head.labels.reshape(x, factor, y, factor, z, factor).permute(0, 2, 4, 1, 3, 5).reshape(x, y, z, -1)
     return Head(
         blocks.mode(dim=-1).values,
-        average(head.chi_ppm, factor),
+        chi,
         average(head.m0, factor),
         average(head.t1_s, factor),
         average(head.r2star_3t, factor),

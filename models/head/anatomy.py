@@ -122,7 +122,7 @@ def _paint_outside(canvas: Canvas, p: Points, inner: Tensor) -> None:
     neck = tube(p, [(0, -30, -40, 58), (0, -40, -260, 56)])
     face = join(ellipsoid(p, (0, 38, -52), (62, 54, 62)), ellipsoid(p, (0, 92, -38), (12, 16, 22)), 14.0)
     skin = join(join(inner - 13.0, face, 20.0), neck, 24.0)
-    shell = torch.maximum(join(inner - 6.5, ellipsoid(p, (0, -8, -36), (56, 60, 12)), 10.0), skin + 4.0)
+    shell = torch.maximum(join(inner - 6.5, ellipsoid(p, (0, -8, -40), (50, 54, 8)), 8.0), skin + 4.0)
     jaw = torch.maximum(ellipsoid(side, (0, 40, -92), (46, 40, 12)).abs() - 4.0, skin + 5.0)
     cavities = _cavities(p)
     canvas.paint("fat", skin)
@@ -159,23 +159,23 @@ def _paint_cerebrum(canvas: Canvas, p: Points, hull: Tensor, waves: Waves, gener
     flat = (p[0] * 0, p[1], p[2])
     callosum = ellipsoid(flat, (0, -6, 3), (1e3, 42, 25))
     surface = common(hull, -common(p[0].abs() - 0.8, -callosum, 2.0), 2.0)
-    surface = common(surface, -_sylvian(p), 1.5)
     depth = -surface
-    sulcus = fold(p, surface, generator, canvas.voxel_size_mm).abs() - 0.45 - 0.6 * torch.exp(-depth.clamp_min(0) / 5)
-    sulcus = torch.maximum(sulcus, depth - 15 - 4 * waves(p))
-    pial = common(surface, -sulcus, 2.0)
+    sulcus = fold(p, surface, generator, canvas.voxel_size_mm) - 0.45 - 0.6 * torch.exp(-depth.clamp_min(0) / 5)
+    sulcus = torch.maximum(sulcus, depth - 16 - 4 * waves(p))
+    pial = common(common(surface, -sulcus, 2.0), -_sylvian(p, waves), 1.5)
     canvas.paint("grey matter", pial)
     canvas.paint("white matter", pial + 2.6)
     bridge = torch.maximum(callosum, -ellipsoid(flat, (0, -6, 2), (1e3, 36, 19)))
     canvas.paint("white matter", torch.maximum(bridge, p[0].abs() - 12))
 
 
-def _sylvian(p: Points) -> Tensor:
+def _sylvian(p: Points, waves: Waves) -> Tensor:
     """Distance to the Sylvian fissure: a sheet from the side of the head inwards, and the insula's cleft across it."""
-    x, y = p[0].abs(), p[1]
-    above = (p[2] - 2 + 0.58 * (y + 12)) / math.hypot(1, 0.58)
+    bend = waves(p)
+    x, y = p[0].abs() + 1.5 * bend, p[1]
+    above = (p[2] - 2 + 0.58 * (y + 12)) / math.hypot(1, 0.58) + 2.5 * bend
     sheet = torch.maximum(torch.maximum(above.abs() - 0.8, 36 - x), (y + 8).abs() - 38)
-    cleft = torch.maximum(torch.maximum((x - 37).abs() - 0.8, above.abs() - 10), (y - 2).abs() - 20)
+    cleft = common((x - 37).abs() - 0.8, ((above / 10) ** 2 + ((y - 2) / 20) ** 2).sqrt() * 12 - 12, 2.0)
     return torch.minimum(sheet, cleft)
 
 
@@ -234,7 +234,7 @@ def nucleus(p: Points, tissue: str, centre: Triple, radii: Triple, turn_deg: flo
 
 
 HORNS: list[list[Stop]] = [
-    [(6, 32, 3, 2.5), (6.5, 20, 12, 4.5), (7, 4, 19, 4.5), (11, -18, 21, 4.5), (21, -38, 14, 6.0), (23, -66, 6, 2.5)],
+    [(6, 33, 4, 3.0), (6.5, 20, 13, 5.0), (7, 4, 20, 5.2), (11, -18, 22, 5.2), (21, -38, 15, 6.5), (23, -68, 6, 2.5)],
     [(22, -40, 12, 5.0), (34, -32, -8, 2.5), (33, -12, -19, 2.0)],
 ]
 

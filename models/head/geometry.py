@@ -164,30 +164,34 @@ def sample(volume: Tensor, p: Points, low: Triple, spacing_mm: Triple) -> Tensor
 
 
 def fold(p: Points, surface: Tensor, generator: torch.Generator, voxel_size_mm: Triple) -> Tensor:
-    """Signed distance to sheets that cut a solid at right angles to its `surface` in a labyrinth, as sulci cut cortex.
+    """Distance to sheets that cut a solid at right angles to its `surface` in a labyrinth, as sulci cut cortex.
 
-    The sheets are the zero set of band-passed noise, read not at the point but further out towards the surface.
+    The sheets are the zero set of band-passed noise, read not at the point but further out towards the surface; the
+    two sides of the head read different noise.
     """
     spacing = 3.0
-    noise = _band(27.0, spacing, generator)
+    noise = _band(24.0, spacing, generator)
     lattice = torch.stack([noise, *torch.gradient(noise, spacing=spacing)]).to(surface.device)
     normal = torch.stack(torch.gradient(surface, spacing=[float(v) for v in voxel_size_mm]))
-    normal /= normal.norm(dim=0).clamp_min(0.1)
+    length = normal.norm(dim=0)
+    normal /= length.clamp_min(0.1)
     lift = 0.75 * surface.clamp(-40, 10)
-    q = (p[0] - lift * normal[0], p[1] - lift * normal[1], p[2] - lift * normal[2])
+    q = (p[0] - lift * normal[0], p[1] - lift * normal[1] + 30.0 * (p[0] < 0), p[2] - lift * normal[2])
     found = sample(lattice, q, Lattice.low, (spacing,) * 3)
     value, gradient = found[0], found[1:]
     steepness = (gradient**2).sum(0) - (1 - 0.25**2) * (gradient * normal).sum(
         0
     ) ** 2  # the lift slows it along the normal
-    return value / (steepness + 0.06**2).sqrt()
+    between = 20 * (0.85 - length).clamp_min(0)  # where two walls meet the normal jumps: no sheet there
+    distance: Tensor = value.abs() / (steepness + 0.06**2).sqrt() + between
+    return distance
 
 
 def _band(wavelength_mm: float, spacing_mm: float, generator: torch.Generator) -> Tensor:
     """Noise of about one wavelength and standard deviation 1 on a lattice."""
     size = [round((h - lo) / spacing_mm) for lo, h in zip(Lattice.low, Lattice.high, strict=True)]
     kx, ky, kz = torch.meshgrid(*(torch.fft.fftfreq(n, spacing_mm) for n in size), indexing="ij")
-    ring = torch.exp(-(((kx**2 + ky**2 + kz**2).sqrt() * wavelength_mm - 1) ** 2) / (2 * 0.2**2))
+    ring = torch.exp(-(((kx**2 + ky**2 + kz**2).sqrt() * wavelength_mm - 1) ** 2) / (2 * 0.3**2))
     noise = torch.fft.ifftn(torch.fft.fftn(torch.randn(size, generator=generator)) * ring).real
     scaled: Tensor = noise / noise.std()
     return scaled

@@ -19,16 +19,17 @@ DEEP = (
     [(6, 28, 9, 0.5), (3, 12, 12, 0.6), (2.5, 4, 14, 0.8)],  # septal
     [(25, -44, 16, 0.5), (12, -40, 12, 0.7), (1, -40, 6, 1.0)],  # atrial
 )
-STRAIGHT = [(0, -38, 7, 1.8), (0, -46, 1, 2.2), (0, -62, -10, 2.4), (0, -82, -13, 2.4), (0, -99, -11, 2.8)]
+STRAIGHT = [(0, -38, 7, 1.8), (0, -46, 1, 2.2), (0, -62, -10, 2.4)]
 
 
 def paint_veins(canvas: Canvas, surface: Solid, place: Place, generator: torch.Generator) -> None:
     """Paint all veins; `surface` is the distance to the brain's surface in the atlas, `place` maps atlas to head."""
     device = canvas.labels.device
-    paths = [torch.tensor(STRAIGHT)]
+    sinuses = _sinuses(surface)
+    paths = [*sinuses, torch.cat([torch.tensor(STRAIGHT), sinuses[0][-1:]])]
     for path in DEEP:
         paths += [torch.tensor(path), torch.tensor(path) * torch.tensor([-1.0, 1, 1, 1])]
-    paths += _sinuses(surface) + _cortical(surface, generator) + _medullary(surface, generator)
+    paths += _cortical(surface, generator) + _medullary(surface, generator)
     tree = torch.cat([_dense(path) for path in paths]).to(device)
     x, y, z = place((tree[:, 0], tree[:, 1], tree[:, 2]))
     canvas.fill("vein", tube_share(canvas, (x, y, z), tree[:, 3]))
