@@ -36,7 +36,9 @@ class RTS:
 
     delta: float = param(0.15, "|D| below which the field is not believed", 0.01, 0.5)
     steps: int = param(10, "conjugate gradient steps of the first, weighted fit", 1, 50)
-    strength: float = param(40.0, "weight of the total variation in 1/ppm, against the misfit in units of noise", 0, 1e5)
+    strength: float = param(
+        40.0, "weight of the total variation in 1/ppm, against the misfit in units of noise", 0, 1e5
+    )
     iterations: int = param(20, "ADMM iterations of the second step", 1, 1000)
 
 
@@ -44,7 +46,9 @@ class RTS:
 class TV:
     """Total variation by ADMM with a weighted data term (Bilgic 2014; Milovic 2018, doi 10.1002/mrm.27073)."""
 
-    strength: float = param(40.0, "weight of the total variation in 1/ppm, against the misfit in units of noise", 0, 1e5)
+    strength: float = param(
+        40.0, "weight of the total variation in 1/ppm, against the misfit in units of noise", 0, 1e5
+    )
     iterations: int = param(40, "ADMM iterations at most", 1, 5000)
     tolerance: float = param(0.01, "relative change of chi from one iteration to the next at which it stops", 0, 1)
 

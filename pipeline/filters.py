@@ -1,0 +1,65 @@
+"""A volume -> its Gaussian or spherical mean, its mask eroded or dilated by a radius in mm; by FFT, any voxel size, any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.dipole import fft_size, frequencies
+
+Triple = Sequence[float]
+
+
+def gaussian(volume: Tensor, voxel_size_mm: Triple, sigma_mm: float) -> Tensor:
+    """Gaussian mean (..., X, Y, Z) with zero outside; real or complex."""
+    if volume.is_complex():
+        parts = gaussian(torch.stack([volume.real, volume.imag]), voxel_size_mm, sigma_mm)
+        return torch.complex(parts[0], parts[1])
+    padded = _padded(volume.shape, voxel_size_mm, 3 * sigma_mm)
+    kx, ky, kz = frequencies(padded, voxel_size_mm, volume.device)
+    response = torch.exp(-2 * (torch.pi * sigma_mm) ** 2 * (kx**2 + ky**2 + kz**2)).to(volume.dtype)
+    return _filtered(volume, response, padded)
+
+
+def sphere_response(padded: Sequence[int], voxel_size_mm: Triple, radius_mm: float, like: Tensor) -> Tensor:
+    """The half spectrum of the mean over a sphere; a voxel counts by the share of it that lies inside (soft edge)."""
+    axes = [
+        torch.fft.fftfreq(n, 1 / n, device=like.device, dtype=torch.float64) * size
+        for n, size in zip(padded, voxel_size_mm, strict=True)
+    ]
+    r = torch.sqrt(axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2)
+    edge = min(voxel_size_mm)
+    sphere = ((radius_mm - r) / edge + 0.5).clamp(0, 1)
+    sphere[0, 0, 0] = 1
+    return torch.fft.rfftn(sphere / sphere.sum()).real.to(like.dtype)
+
+
+def erode(mask: Tensor, voxel_size_mm: Triple, radius_mm: float) -> Tensor:
+    """The voxels whose sphere of `radius_mm` lies in the mask; outside the volume nothing is in the mask."""
+    return spherical_share(mask, voxel_size_mm, radius_mm) > 1 - 1e-3
+
+
+def dilate(mask: Tensor, voxel_size_mm: Triple, radius_mm: float) -> Tensor:
+    """The voxels whose sphere of `radius_mm` touches the mask."""
+    return spherical_share(mask, voxel_size_mm, radius_mm) > 1e-3
+
+
+def spherical_share(mask: Tensor, voxel_size_mm: Triple, radius_mm: float) -> Tensor:
+    """Share (0 to 1) of the sphere around each voxel that lies in the mask."""
+    volume = mask.to(torch.float32)
+    padded = _padded(volume.shape, voxel_size_mm, radius_mm)
+    return _filtered(volume, sphere_response(padded, voxel_size_mm, radius_mm, volume), padded)
+
+
+def _padded(shape: Sequence[int], voxel_size_mm: Triple, reach_mm: float) -> tuple[int, int, int]:
+    sizes = zip(shape[-3:], voxel_size_mm, strict=True)
+    x, y, z = (fft_size(n + int(reach_mm / size) + 2) for n, size in sizes)
+    return x, y, z
+
+
+def _filtered(volume: Tensor, response: Tensor, padded: tuple[int, int, int]) -> Tensor:
+    x, y, z = volume.shape[-3:]
+    dims = (-3, -2, -1)
+    return torch.fft.irfftn(torch.fft.rfftn(volume, s=padded, dim=dims) * response, s=padded, dim=dims)[..., :x, :y, :z]
