@@ -199,9 +199,11 @@ def _steps(used: Settings | Mapping[str, Mapping[str, Any]]) -> set[str]:
         return {used.unwrap.method, "offset", used.background.method, *chosen_methods(used)}
     steps = set(_methods(used))
     if "unwrap" in used:
-        steps |= {"offset", "laplacian" if "lapl" in str(used["unwrap"].get("method", "")).lower() else "romeo"}
+        steps.add(used["unwrap"].get("method", "romeo"))
+        if used["unwrap"].get("offset_removed", True):
+            steps.add("offset")
     if "background" in used:
-        steps.add("pdf" if "pdf" in str(used["background"].get("method", "")).lower() else "vsharp")
+        steps.add(used["background"].get("method", "vsharp"))
     if "xsim" in str(used.get("quality", {})).lower():
         steps.add("xsim")
     return steps
