@@ -161,10 +161,10 @@ def _paint_cerebrum(canvas: Canvas, p: Points, hull: Tensor, waves: Waves, gener
     surface = common(hull, -common(p[0].abs() - 0.8, -callosum, 2.0), 2.0)
     depth = -surface
     sulcus = fold(p, surface, generator, canvas.voxel_size_mm) - 0.45 - 0.6 * torch.exp(-depth.clamp_min(0) / 5)
-    sulcus = torch.maximum(sulcus, depth - 16 - 4 * waves(p))
+    sulcus = torch.maximum(sulcus, depth - 17 - 4 * waves(p))
     pial = common(common(surface, -sulcus, 2.0), -_sylvian(p, waves), 1.5)
     canvas.paint("grey matter", pial)
-    canvas.paint("white matter", pial + 2.6)
+    canvas.paint("white matter", pial + 2.9)
     bridge = torch.maximum(callosum, -ellipsoid(flat, (0, -6, 2), (1e3, 36, 19)))
     canvas.paint("white matter", torch.maximum(bridge, p[0].abs() - 12))
 

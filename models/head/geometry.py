@@ -170,7 +170,7 @@ def fold(p: Points, surface: Tensor, generator: torch.Generator, voxel_size_mm: 
     two sides of the head read different noise.
     """
     spacing = 3.0
-    noise = _band(24.0, spacing, generator)
+    noise = _band(22.5, spacing, generator)
     lattice = torch.stack([noise, *torch.gradient(noise, spacing=spacing)]).to(surface.device)
     normal = torch.stack(torch.gradient(surface, spacing=[float(v) for v in voxel_size_mm]))
     length = normal.norm(dim=0)
