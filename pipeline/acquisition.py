@@ -1,4 +1,4 @@
-"""What a person knows better than the headers: true echo times and field strength -> overrides for finding and converting."""
+"""What a person knows better than the headers -> overrides for finding and converting a scan."""
 
 from __future__ import annotations
 

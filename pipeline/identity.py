@@ -15,7 +15,7 @@ KEY_BYTES = 32
 
 
 def load_key(file: Path | None = None) -> bytes:
-    """The key of `file`, or of $CHIRON_KEY_FILE, or of the user's configuration; made, readable by its owner only, at first use.
+    """The key of `file`, of $CHIRON_KEY_FILE or of the user's configuration; made at first use, for its owner only.
 
     X002 where the file is no key or others may read it; S002 where it cannot be made.
     """

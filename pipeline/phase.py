@@ -134,7 +134,7 @@ def _agreed(stored: Stored, told: str, found: Limits, seen: str) -> tuple[Limits
 
 
 def _from_values(stored: Stored, found: Limits, seen: str) -> tuple[Limits, Decision]:
-    """The only known range that the values fill; or the range in which they wrap, if it is centred on or begins at 0."""
+    """The only known range that the values fill; or that in which they wrap, if it is centred on 0 or begins there."""
     filled = [name for name, limits in RANGES.items() if _fills(found, limits)]
     if len(filled) == 1:
         return RANGES[filled[0]], _decided(filled[0], "the values fill this range, and the header says nothing", seen)
@@ -180,7 +180,7 @@ def _chopper(magnitude: Tensor, radians: Tensor, axis: int, phase: Phase) -> tup
     undo = phase.chopper == "on" or (phase.chopper == "auto" and detected)
     seen = f"neighbouring slices correlate with {middle:.2f}"
     because = seen if phase.chopper == "auto" else f"asked for; {seen}"
-    decision = Decision("alternating slices", "undone" if undo else "none", because, "--phase-chopper")
+    decision = Decision("alternating slices", "undone" if undo else "none", because, "--set phase.chopper=on|off")
     if not undo:
         return radians, decision
     turned = torch.zeros(radians.shape[1 + axis])

@@ -16,6 +16,7 @@ __all__ = ["Acquisition", "Stored", "convert"]
 def convert(scan: Scan, acquisition: Acquisition, scratch: Path) -> Stored:
     """Pixels and geometry of all echoes and parts, on the CPU; `scratch` is made, used and removed.
 
-    DICOM goes through dcm2niix and is compared with what pydicom reads (E014 where they disagree); BIDS through nibabel.
+    DICOM goes through dcm2niix and is compared with what pydicom reads: E014 where they disagree. BIDS goes through
+    nibabel.
     """
     return convert_dicom(scan, acquisition, scratch) if scan.source == "dicom" else convert_nifti(scan, acquisition)

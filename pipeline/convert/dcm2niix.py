@@ -1,7 +1,7 @@
 """DICOM files of one volume (or one enhanced file) -> what dcm2niix makes of them, read back; nothing of it is printed.
 
-The converter sees links named by ordinal, in a folder of its own. Files in a transfer syntax that only pydicom decodes for
-certain (compressed, big-endian, deflated, without preamble) are given to it as plain copies.
+The converter sees links named by ordinal, in a folder of its own. Files that only pydicom decodes for certain
+(compressed, big-endian, deflated, without preamble) are given to it as plain copies.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ import dcm2niix
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import FileDataset
 from pydicom.filereader import read_file_meta_info
+from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.errors import ChironError
-from pipeline.find.headers import number, read_dataset
+from pipeline.find.files import read_whole
+from pipeline.find.values import number
 from pipeline.work import disk_error
 
 _LIMIT_S = 900
 # Headers' own rescale, no compression, no defaults of the user's.
-_OPTIONS = "-b y -ba y -z n -p n -g i -f v".split()
+_OPTIONS = ("-b", "y", "-ba", "y", "-z", "n", "-p", "n", "-g", "i", "-f", "v")
 
 
 @dataclass(frozen=True)
 class Converted:
-    """One volume: values (X, Y, Z) float32 after rescale, affine to scanner mm (RAS+), echo time as the converter read it."""
+    """One volume: values (X, Y, Z) after rescale, affine to scanner mm (RAS+), echo time as the converter read it."""
 
     values: NDArray[np.float32]
     affine: NDArray[np.float64]
@@ -78,28 +81,37 @@ def _load(path: Path) -> list[Converted]:
 
 def _give(file: Path, target: Path) -> None:
     """A link to the file, or a plain copy of one that the converter may not read."""
-    with file.open("rb") as stream:
-        plain = stream.read(132)[128:] == b"DICM"
-    dataset = (
-        read_dataset(file)
-        if not plain or _syntax(file) not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-        else None
-    )
-    if dataset is None:
+    if _readable(file):
         target.symlink_to(file.resolve())
         return
     try:
-        if dataset.file_meta.TransferSyntaxUID.is_compressed and not dataset.file_meta.TransferSyntaxUID.is_deflated:
-            dataset.decompress(generate_instance_uid=False)
-        elif dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
-            dataset.PixelData = dataset.pixel_array.astype(dataset.pixel_array.dtype.newbyteorder("<")).tobytes()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.save_as(target, enforce_file_format=True, implicit_vr=False, little_endian=True)
-    except OSError:
+        plain = _plain(read_whole(file))
+        plain.preamble = bytes(128)
+        dcmwrite(target, plain, implicit_vr=False, little_endian=True, force_encoding=True)
+    except (OSError, ChironError):
         raise
     except Exception as error:  # decoders fail in ways of their own
         raise ChironError("F003", "pixels that cannot be decoded", "a whole file") from error
 
 
-def _syntax(file: Path) -> str:
-    return str(read_file_meta_info(file).get("TransferSyntaxUID", ""))
+def _readable(file: Path) -> bool:
+    with file.open("rb") as stream:
+        if stream.read(132)[128:] != b"DICM":
+            return False
+    syntax = read_file_meta_info(file).get("TransferSyntaxUID", "")
+    return syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+
+
+def _plain(dataset: FileDataset) -> FileDataset:
+    """The same image as explicit little-endian DICOM."""
+    syntax = dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+    if syntax.is_encapsulated:
+        dataset.decompress(generate_instance_uid=False)
+    elif syntax == ExplicitVRBigEndian:
+        pixels = dataset.pixel_array
+        dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+        list(dataset.iterall())  # decodes every element, which would be written as it was read
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    return dataset

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from pipeline.acquisition import Acquisition
 from pipeline.convert.dcm2niix import Converted, run
 from pipeline.convert.stored import Stored, StoredPhase, given_times, overrides
 from pipeline.errors import ChironError
-from pipeline.find.headers import frame_lookup, number, numbers, quiet, read_dataset
+from pipeline.find.files import quiet, read_whole
 from pipeline.find.scan import Scan, Volume
+from pipeline.find.values import frame_lookup, number, numbers
 from pipeline.volumes import Grid
 
 Array = NDArray[Any]
@@ -107,7 +108,7 @@ class _Reader:
         if file not in self._read:
             if len(self._read) >= 4:
                 self._read.clear()
-            self._read[file] = read_dataset(self.scan.files[file])
+            self._read[file] = read_whole(self.scan.files[file])
         return self._read[file]
 
     def lookup(self, volume: Volume, k: int) -> Any:

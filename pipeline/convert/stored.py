@@ -25,7 +25,7 @@ class StoredPhase:
 
 @dataclass(frozen=True)
 class Stored:
-    """Two parts of all echoes, float32 (E, X, Y, Z), after the header's rescale: magnitude and phase, or real and imaginary."""
+    """Two parts of all echoes, float32 (E, X, Y, Z), after the header's rescale; `kind` says which."""
 
     kind: Literal["magnitude-phase", "real-imaginary"]
     first: Tensor

@@ -1,4 +1,4 @@
-"""Listed files of a BIDS dataset -> its scans: `_part-mag|phase_MEGRE` (or `_GRE`) images, their sidecars, their labels."""
+"""Listed files of a BIDS dataset -> its scans: `_part-mag|phase_MEGRE` images, their sidecars and labels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError, Notice
-from pipeline.find.headers import number, numbers, vendor_of
 from pipeline.find.listing import Entry
 from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume, reason
+from pipeline.find.values import number, numbers, vendor_of
 from pipeline.identity import internal_id
 
 _NAME = re.compile(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,22 +101,20 @@ def _echoes(
 ) -> tuple[dict[str, list[list[Image]]], tuple[float, ...]]:
     """Volumes of each part in the order of echo time, and these times; E001, E005 or E006 where they do not fit."""
     by_part = {part: grouped([i for i in images if i.part == part], _echo_key(images, part)) for part in parts}
-    first, second = (cast("dict[EchoKey, list[Image]]", by_part[part]) for part in parts)
+    first, second = (by_part[part] for part in parts)
     _check_counts(first, second, parts)
+    order: Callable[[EchoKey], tuple[float, float]] = _by_number if acquisition.echo_times_s else _by_time
+    keys = {part: sorted(by_part[part], key=order) for part in parts}
     if acquisition.echo_times_s:
-        keys = {part: sorted(cast("dict[EchoKey, list[Image]]", by_part[part]), key=_in_order) for part in parts}
         times = _given_times(acquisition, len(first))
     else:
         _check_times([*first, *second])
-        keys = {
-            part: sorted(cast("dict[EchoKey, list[Image]]", by_part[part]), key=lambda k: k[0] or 0) for part in parts
-        }
         times = tuple((key[0] or 0) / 1000 for key in keys[parts[0]])
         _check_same(times, keys[parts[1]], parts)
     return {part: [by_part[part][key] for key in keys[part]] for part in parts}, times
 
 
-def _echo_key(images: list[Image], part: str):  # type: ignore[no-untyped-def]
+def _echo_key(images: list[Image], part: str) -> Callable[[Image], EchoKey]:
     """How echoes are told apart: by time where times differ, else by number."""
     own = [i for i in images if i.part == part]
     times, labels = {_ms(i) for i in own}, {i.echo_number for i in own}
@@ -234,7 +232,7 @@ def _notices(images: list[Image], times: tuple[float, ...]) -> list[Notice]:
 
 
 def _conflict(image: Image) -> bool:
-    """Whether the private position differs by more than from the pixel's centre to its corner, which Philips may write."""
+    """Whether the private position differs otherwise than by from centre to corner of a pixel, as Philips writes it."""
     if not image.other_position_mm:
         return False
     away = np.subtract(image.position_mm, image.other_position_mm)
@@ -265,9 +263,13 @@ def _ms(image: Image) -> float | None:
     return None if image.echo_time_ms is None else round(image.echo_time_ms, 3)
 
 
-def _in_order(key: EchoKey) -> tuple[int, float]:
-    """By number where there is one, as the times are not to be trusted; else by time."""
+def _by_number(key: EchoKey) -> tuple[float, float]:
+    """Where the times are not to be trusted: by number where there is one, else by time."""
     return (key[1] if key[1] is not None else 0), (key[0] or 0.0)
+
+
+def _by_time(key: EchoKey) -> tuple[float, float]:
+    return (key[0] or 0.0), (key[1] or 0)
 
 
 def _name(key: EchoKey) -> str:

@@ -12,13 +12,15 @@ from pathlib import Path
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError, Notice
 from pipeline.find.check import Checked, check
+from pipeline.find.files import quiet, read_whole
 from pipeline.find.group import acquisitions, copies, grouped, only_single_coils
-from pipeline.find.headers import Image, quiet, read_dataset, read_images
+from pipeline.find.headers import Image, read_images
 from pipeline.find.listing import Entry
 from pipeline.find.parts import FIELD_MAP
 from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume, reason
 from pipeline.identity import internal_id, pseudonym
 
+_UNKNOWN = "unknown"  # stands for a label where nobody can be named
 _UID = re.compile(r"[0-9.]{1,64}")
 
 
@@ -56,12 +58,13 @@ def find_dicom(folder: Path, entries: list[Entry], key: bytes, subject: str | No
     images = _mixed_patients(_duplicates(_read(entries, ledger), ledger), ledger)
     labels = _subjects(images, key, subject)
     for patient, own in grouped(images, lambda i: i.patient).items():
-        if isinstance(labels[str(patient)], ChironError):
-            ledger.set_aside("", labels[str(patient)], own)  # type: ignore[arg-type]
+        label = labels[patient]
+        if isinstance(label, ChironError):
+            ledger.set_aside(_UNKNOWN, label, own)
             continue
         for study in grouped(own, lambda i: i.study).values():
             session = pseudonym(key, "study", study[0].patient, study[0].study, length=8)
-            _study(study, str(labels[str(patient)]), session, key, acquisition, ledger)
+            _study(study, label, session, key, acquisition, ledger)
     return ledger.export()
 
 
@@ -76,14 +79,14 @@ def _read(entries: list[Entry], ledger: _Ledger) -> list[Image]:
             if error.fault.owed == "ignore":
                 ledger.ignored[entry.ordinal] = error.code, error.found
             else:
-                ledger.aside.append(("", error.code, f"file {entry.ordinal}: {reason(error)}", {entry.ordinal}))
+                ledger.aside.append((_UNKNOWN, error.code, f"file {entry.ordinal}: {reason(error)}", {entry.ordinal}))
     return images
 
 
 def _duplicates(images: list[Image], ledger: _Ledger) -> list[Image]:
     """Leave one of several files with one identity and the same pixels (G001); mark those that differ (G002)."""
     kept: list[Image] = []
-    for (sop, _), same in grouped(images, lambda i: (i.sop, i.frame)).items():  # type: ignore[misc]
+    for (sop, _), same in grouped(images, lambda i: (i.sop, i.frame)).items():
         first, *others = same
         if not sop or not others:
             kept += same
@@ -104,7 +107,7 @@ def _content(path: Path) -> bytes:
     """Digest of all that makes the image: its pixels, and where and when they were taken."""
     try:
         with quiet():
-            dataset = read_dataset(path)
+            dataset = read_whole(path)
             place = [str(dataset.get(k)) for k in ("ImagePositionPatient", "EchoTime", "ImageType", "Rows", "Columns")]
             pixels = bytes(dataset.get("PixelData", b""))
     except Exception:  # a damaged file: it equals nothing but itself
@@ -118,7 +121,7 @@ def _mixed_patients(images: list[Image], ledger: _Ledger) -> list[Image]:
     for series, same in grouped(images, lambda i: i.series).items():
         if series and len({image.patient for image in same}) > 1:
             found = f"{len({image.patient for image in same})} patients in one series"
-            ledger.set_aside("", ChironError("G003", found, "one patient in a series"), same)
+            ledger.set_aside(_UNKNOWN, ChironError("G003", found, "one patient in a series"), same)
         else:
             kept += same
     return kept
@@ -147,9 +150,9 @@ def _study(
 ) -> None:
     """Scans of one study into the ledger, and the rest of it with reasons."""
     original = _originals(images, ledger)
-    found = acquisitions(original)
-    for copy, reason in copies(found):
-        ledger.ignore(copy, "G007", reason)
+    found = _with_faulty(acquisitions(i for i in original if not i.fault[0]), [i for i in original if i.fault[0]])
+    for copy, why in copies(found):
+        ledger.ignore(copy, "G007", why)
         found.remove(copy)
     checked: list[tuple[list[Image], Checked]] = []
     name = f"sub-{subject}_ses-{session}"
@@ -167,6 +170,18 @@ def _study(
     for number, (used, result) in enumerate(checked, 1):
         run = str(number) if len(checked) > 1 else ""
         ledger.scans.append(_scan(used, result, (subject, session, run), key, ledger))
+
+
+def _with_faulty(found: list[list[Image]], faulty: list[Image]) -> list[list[Image]]:
+    """Faulty images, whose headers may be cut short, beside the sound ones of their series; those of no other apart."""
+    alone = []
+    for image in faulty:
+        homes = [a for a in found if any(i.series == image.series for i in a)]
+        if homes:
+            min(homes, key=lambda a: all(i.part != image.part for i in a)).append(image)
+        else:
+            alone.append(image)
+    return [*found, *acquisitions(alone)]
 
 
 def _originals(images: list[Image], ledger: _Ledger) -> list[Image]:

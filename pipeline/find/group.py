@@ -1,7 +1,8 @@
 """Images of one patient's study -> acquisitions: the images, from one series or several, that belong to one scan.
 
-Scanners put magnitude and phase (or real and imaginary parts) into one series, into neighbouring ones, or each echo into
-one of its own. Pieces of series are joined where geometry, timing and frame of reference agree and no slot is taken twice.
+Scanners put magnitude and phase (or real and imaginary parts) into one series, into neighbouring ones, or each echo
+into one of its own. Pieces of series are joined where geometry, timing and frame of reference agree and no slot is
+taken twice.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from pipeline.find.headers import Image
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 Acquisition = list[Image]
 _SAME_TIME_S = 1.0
 
@@ -22,11 +25,14 @@ def acquisitions(images: Iterable[Image]) -> list[Acquisition]:
     """Joined pieces, in the order of series number and time; every image is in exactly one."""
     found: list[Acquisition] = []
     for piece in sorted(_pieces(images), key=_place):
-        home = min((a for a in found if _joins(a, piece)), key=lambda a: _distance(a, piece), default=None)
-        if home is None:
-            found.append(list(piece))
+        homes = [a for a in found if _joins(a, piece)]
+        if len(homes) > 1 and _time(piece) is None:
+            text = f"{piece[0].part} images that fit several series, and no acquisition times that tell which"
+            found.append([replace(image, fault=("G002", text)) for image in piece])
+        elif homes:
+            min(homes, key=lambda a: _distance(a, piece)).extend(piece)
         else:
-            home.extend(piece)
+            found.append(list(piece))
     return _join_unequal(found)
 
 
@@ -54,9 +60,9 @@ def only_single_coils(found: list[Acquisition], acquisition: Acquisition) -> boo
     )
 
 
-def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Items by key, in the order of first appearance."""
-    groups: dict[Hashable, list[T]] = defaultdict(list)
+    groups: dict[K, list[T]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return dict(groups)
@@ -177,7 +183,7 @@ def _stance(image: Image) -> Hashable:
 
 
 def _timing(image: Image) -> Hashable:
-    return tuple(_rounded(value, 1) for value in image.protocol[:2])
+    return tuple(_rounded(value, 1) for value in image.timing)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -14,7 +14,7 @@ from pipeline.errors import ChironError, Notice
 
 @dataclass(frozen=True)
 class Volume:
-    """One part of one echo: which files of the scan hold its slices, in the order of their position, and which frames."""
+    """One part of one echo: which files of the scan hold its slices, in order of position, and which frames."""
 
     part: str
     echo: int  # counted from 0, in the order of echo times
@@ -69,7 +69,7 @@ class Scan:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Scan:
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         plain["files"] = tuple(map(Path, value["files"]))
         plain["notices"] = tuple(Notice(**n) for n in value["notices"])
         plain["volumes"] = tuple(
