@@ -301,9 +301,9 @@ def test_the_best_of_a_comparison_is_marked(tmp_path: Path) -> None:
 
 
 def test_changed_settings_are_marked_and_no_path_is_shown(tmp_path: Path) -> None:
-    settings = parse({"method": "rts", "vsharp": {"radius_mm": 9.0}, "mask": {"file": "/data/Doe_Jane/mask.nii"}})
+    settings = parse({"method": "rts", "tkd": {"threshold": 0.25}, "mask": {"file": "/data/Doe_Jane/mask.nii"}})
     page = write_report(scan(tmp_path), "sub-1", settings)
-    assert '<code class="changed">vsharp.radius_mm = 9.0</code>' in page
+    assert '<code class="changed">tkd.threshold = 0.25</code>' in page
     assert "Doe_Jane" not in page and "mask.file = (a file)" in page
 
 

@@ -55,7 +55,7 @@ def _echoes(found: Found) -> list[Curve | None]:
     snr = [s / n if n > 0 else np.nan for s, n in zip(signal, noise, strict=True)]
     relative = [100 * s / signal[0] if signal[0] > 0 else np.nan for s in signal]
     series, note = [], ""
-    if all(s > 0 for s in signal):
+    if len(times) > 2 and all(s > 0 for s in signal):
         rate, start = np.polyfit(times, np.log(relative), 1)
         fine = np.linspace(times[0], times[-1], 40)
         if rate < 0:

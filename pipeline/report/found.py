@@ -131,8 +131,10 @@ def number(value: Any, digits: int = 3) -> str:
         return str(value)
     if not math.isfinite(value):
         return "not a number"
-    if value == 0 or 1e-4 <= abs(value) < 1e6:
-        text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value) or 1)))}f}"
+    if value == 0:
+        return "0"
+    if 1e-4 <= abs(value) < 1e6:
+        text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
         return text.replace("-", "\u2212")
     return f"{value:.{digits - 1}e}".replace("-", "\u2212")
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from skimage.measure import find_contours
 
-from pipeline.report.found import Array
+from pipeline.report.found import Array, number
 
 MARGIN_MM = 8.0  # shown around the mask
 OFF_MIDLINE_MM = 12.0  # the sagittal plane lies so far to the left of the centre, where the deep nuclei are
@@ -41,7 +41,7 @@ class Window:
             return "±π rad"
         if self.low == -self.high:
             return f"±{self.high:.2f} {self.unit}"
-        return f"{self.low:.3g} to {self.high:.3g} {self.unit}".strip()
+        return f"{number(self.low)} to {number(self.high)} {self.unit}"
 
     @property
     def ticks(self) -> tuple[str, str, str]:
@@ -49,7 +49,7 @@ class Window:
             return "−π", "0", "+π"
         if self.low == -self.high:
             return f"−{self.high:.2f}", "0", f"+{self.high:.2f}"
-        return f"{self.low:.3g}", f"{(self.low + self.high) / 2:.3g}", f"{self.high:.3g}"
+        return number(self.low), number((self.low + self.high) / 2), number(self.high)
 
 
 @dataclass(frozen=True)
