@@ -123,7 +123,7 @@ def _told(stored: Stored) -> str:
 def _agreed(stored: Stored, told: str, found: Limits, seen: str) -> tuple[Limits, Decision]:
     """The header's unit, if the values neither leave its range nor wrap in a smaller one."""
     limits = RANGES[told]
-    wrapping = _wrap_share(stored.second, found) > _WRAPS
+    wrapping = _wrap_share(stored, found) > _WRAPS
     if not _inside(found, limits):
         if told == "radians" and not wrapping:
             raise ChironError("P004", f"{seen} rad without wraps", "phase between -pi and pi")
@@ -139,7 +139,7 @@ def _from_values(stored: Stored, found: Limits, seen: str) -> tuple[Limits, Deci
     if len(filled) == 1:
         return RANGES[filled[0]], _decided(filled[0], "the values fill this range, and the header says nothing", seen)
     span = found[1] - found[0]
-    wrapping = _wrap_share(stored.second, found) > _WRAPS
+    wrapping = _wrap_share(stored, found) > _WRAPS
     if wrapping and min(abs(found[0] + found[1]), abs(found[0])) < 0.02 * span:
         why = "the header says nothing, and the values wrap there"
         return found, _decided("the lowest and highest value are -pi and pi", why, seen)
@@ -148,10 +148,12 @@ def _from_values(stored: Stored, found: Limits, seen: str) -> tuple[Limits, Deci
     raise ChironError("P002", f"{seen}, and no unit in the header", "one of " + ", ".join(RANGES))
 
 
-def _wrap_share(values: Tensor, found: Limits) -> float:
-    """Share of neighbours along the first axis, in the first and last echo, that differ by most of the range."""
-    jumps = values[[0, -1]].diff(dim=1).abs() > 0.6 * (found[1] - found[0])
-    return float(jumps.float().mean())
+def _wrap_share(stored: Stored, found: Limits) -> float:
+    """Share of bright neighbours along the first axis, in the first and last echo, that differ by most of the range."""
+    bright = stored.first[[0, -1]] > stored.first[[0, -1]].mean((1, 2, 3), keepdim=True)
+    pairs = bright[:, 1:] & bright[:, :-1]
+    jumps = stored.second[[0, -1]].diff(dim=1).abs() > 0.6 * (found[1] - found[0])
+    return float((jumps & pairs).sum()) / max(1.0, float(pairs.sum()))
 
 
 def _inside(found: Limits, limits: Limits) -> bool:

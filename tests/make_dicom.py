@@ -13,6 +13,7 @@ import pydicom
 from pipeline.convert import Acquisition, convert
 from pipeline.convert.stored import Stored
 from pipeline.find import Export, find
+from pipeline.find.files import quiet
 from pipeline.phase import Phase, to_radians
 from pipeline.scanner import Patient, write_export
 from pipeline.volumes import Echoes, Grid
@@ -61,10 +62,12 @@ def edit(paths: list[Path], change: Change, where: Callable[[pydicom.Dataset], b
     """Change the files for which `where` holds, in place; how many."""
     count = 0
     for path in paths:
-        dataset = pydicom.dcmread(path)
+        with quiet():
+            dataset = pydicom.dcmread(path)
         if where is None or where(dataset):
-            change(dataset)
-            dataset.save_as(path)
+            with quiet():
+                change(dataset)
+                dataset.save_as(path)
             count += 1
     return count
 

@@ -82,15 +82,6 @@ def _check_geometry(images: list[Image]) -> None:
     if len(matrices) > 1:
         found = " and ".join(f"{rows} x {columns}" for rows, columns in sorted(matrices))
         raise ChironError("E011", f"matrices of {found} in one scan", "one matrix")
-    for image in images:
-        if len(image.orientation) != 6 or len(image.position_mm) != 3:
-            raise ChironError("E008", "an image without orientation or position", "both in every image")
-        row, column = np.reshape(image.orientation, (2, 3))
-        error = max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column))
-        if error > 2e-3:
-            raise ChironError("E008", "an orientation whose axes are not at right angles or not of length 1", "both")
-        if len(image.spacing_mm) != 2 or min(image.spacing_mm) <= 0:
-            raise ChironError("F004", "an image without pixel spacing", "the distance between pixels")
     turned = np.ptp([i.orientation for i in images], axis=0).max()
     if turned > 1e-3:
         raise ChironError("E008", "slices that are turned against each other", "one orientation")

@@ -27,6 +27,7 @@ _KEYWORDS = """
     NumberOfFrames BitsAllocated PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient
     LossyImageCompression SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """
+_ORTHONORMAL = 2e-3
 _MOSAIC, _SEQUENCE_GE, _PART_GE = (0x0019, 0x100A), (0x0019, 0x109E), (0x0043, 0x102F)
 _COIL_SIEMENS, _PART_PHILIPS, _CLASSIC_PHILIPS = (0x0051, 0x100F), (0x2005, 0x1011), (0x2005, 0x140F)
 _CREATORS = [(0x0019, 0x0010), (0x0043, 0x0010), (0x0051, 0x0010), (0x2005, 0x0010), (0x2005, 0x0014)]
@@ -98,7 +99,6 @@ def _image(get: Lookup, ordinal: int, frame: int) -> Image:
     vendor = vendor_of(get("Manufacturer"))
     image_type = words(get("FrameType") or get("ImageType"))
     effective = get("EffectiveEchoTime")
-    mosaic = "MOSAIC" in image_type or (vendor == "Siemens" and (number(get(_MOSAIC)) or 0) > 1)
     return Image(
         file=ordinal,
         frame=frame,
@@ -129,8 +129,24 @@ def _image(get: Lookup, ordinal: int, frame: int) -> Image:
         thickness_mm=number(get("SliceThickness")),
         timing=(number(get("RepetitionTime")), number(get("FlipAngle"))),
         bipolar=any("bipolar" in str(get(keyword)).lower() for keyword in _MAY_SAY_BIPOLAR),
-        fault=("E010", "a mosaic of slices in one image") if mosaic else NO_FAULT,
+        fault=_fault(get, "MOSAIC" in image_type or (vendor == "Siemens" and (number(get(_MOSAIC)) or 0) > 1)),
     )
+
+
+def _fault(get: Lookup, mosaic: bool) -> tuple[str, str]:
+    """What makes one image unusable, whatever stands beside it."""
+    axes, spacing = numbers(get("ImageOrientationPatient"), 6), numbers(get("PixelSpacing"), 2)
+    if mosaic:
+        return "E010", "a mosaic of slices in one image"
+    if not spacing or min(spacing) <= 0:
+        return "F004", "a DICOM file without the distance between pixels"
+    if not axes or not numbers(get("ImagePositionPatient"), 3):
+        return "E008", "an image without orientation or position"
+    row, column = axes[:3], axes[3:]
+    lengths = [sum(a * b for a, b in zip(p, q, strict=True)) for p, q in ((row, row), (column, column), (row, column))]
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(lengths[2])) > _ORTHONORMAL:
+        return "E008", "an orientation whose axes are not at right angles or not of length 1"
+    return NO_FAULT
 
 
 def _private_part(get: Lookup) -> str:
