@@ -1,0 +1,213 @@
+"""An export and an output folder -> the outcome of each scan in it. One scan's failure never stops the others."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from flows.engine import Watchdog, leave, orchestrator
+from flows.watch import Silent, Watcher
+from pipeline.device import pick_device
+from pipeline.errors import CATALOGUE, ChironError
+from pipeline.find import Export, find
+from pipeline.publish import already_published, prepare, read_manifests
+from pipeline.recipe import Job, recipe
+from pipeline.settings import Settings
+
+State = Literal["published", "already published", "failed", "set aside"]
+
+PREFECT_MAY_HOLD_S = 25.0  # from one stage to the next, before Prefect is taken for dead
+ALL_FAILED, SOME_FAILED, NOTHING_DONE, RED_QC, INTERRUPTED = 12, 10, 11, 19, 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one scan ended."""
+
+    label: str
+    state: State
+    verdict: str = ""  # usable, check or do not use
+    report: str = ""  # relative to the output folder
+    code: str = ""
+    text: str = ""
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Batch:
+    """A run over one export, as it stands: what was found, how each scan ended, and whom to tell."""
+
+    output: Path
+    on_found: Callable[[Export], None] = lambda export: None
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None
+    watch: Callable[[str, list[str]], Watcher] = lambda label, stages: Silent()
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.on_outcome(outcome)
+
+    def exit_code(self, fail_on_qc: bool = False) -> int:
+        """0 where every scan is published, now or before and one of them now; else the code that says what is wrong."""
+        bad = {o.code for o in self.outcomes if o.state in ("failed", "set aside")}
+        good = [o for o in self.outcomes if o.state in ("published", "already published")]
+        if bad and good:
+            return SOME_FAILED
+        if bad:
+            codes = {CATALOGUE[code].exit for code in bad}
+            return codes.pop() if len(codes) == 1 and codes != {SOME_FAILED} else ALL_FAILED
+        if all(o.state == "already published" for o in good):
+            return NOTHING_DONE
+        return RED_QC if fail_on_qc and any(o.verdict == "do not use" for o in good) else 0
+
+
+def run(
+    batch: Batch, source: Path, settings: Settings, key: bytes, subject: str | None = None, truth: Path | None = None
+) -> None:
+    """Reconstruct every scan of `source` into the batch's output; a scan that is published already is left as it is.
+
+    Raises S003, S002, S001, R001 or R007 where nothing could be worked on, before anything is computed.
+    """
+    if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
+        raise ChironError("S003", "no readable folder", "the folder of an export")
+    pick_device(settings.device)
+    prepare(batch.output)
+    export = find(source, key, subject)
+    batch.on_found(export)
+    for aside in export.set_aside:
+        batch.add(Outcome(aside.label, "set aside", code=aside.code, text=aside.text))
+    todo = []
+    for scan in export.scans:
+        job = Job(scan, settings, batch.output / ".chiron" / "work" / scan.id, truth)
+        if already_published(batch.output, job):
+            batch.add(_in_ledger(batch.output, scan.label, "already published"))
+        else:
+            todo.append(job)
+    if todo:
+        _reconstruct_all(batch, todo)
+
+
+def apart(source: Path, output: Path) -> None:
+    """S002 where one folder lies in the other: results would be read as inputs, or written among them."""
+    a, b = source.resolve(), output.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise ChironError("S002", "an output folder within the input, or around it", "two folders apart")
+
+
+def _reconstruct_all(batch: Batch, todo: list[Job]) -> None:
+    os.environ["CHIRON_OUTPUT"] = str(batch.output)
+    last = todo[-1]
+
+    def give_up() -> int:
+        """Prefect does not let go: what the ledger says of the last scan counts; without it, scans are left to do."""
+        if already_published(batch.output, last):
+            batch.add(_in_ledger(batch.output, last.scan.label, "published"))
+            return batch.exit_code()
+        return CATALOGUE["R007"].exit
+
+    watchdog = Watchdog(give_up)
+    with orchestrator(batch.output / ".chiron" / "prefect"), _signals(Watchdog(lambda: INTERRUPTED)):
+        for job in todo:
+            watchdog.arm(PREFECT_MAY_HOLD_S)
+            batch.add(_reconstruct(batch, job, watchdog))
+    watchdog.disarm()
+
+
+def _reconstruct(batch: Batch, job: Job, watchdog: Watchdog) -> Outcome:
+    """One scan through its flow; whatever goes wrong with it stays with it, but for a Prefect that is gone."""
+    from flows.scan import scan, watcher
+
+    try:
+        with _claimed(job.folder):
+            job.save()
+            watch = batch.watch(job.scan.label, [*(stage.name for stage in recipe(job.settings)), "publish"])
+            token = watcher.set(Guarded(watch, watchdog))
+            try:
+                scan(job.scan.id, job.scan.label)
+            finally:
+                watcher.reset(token)
+                watch.close()
+            if not job.settings.keep_work:
+                job.work.remove()
+    except ChironError as failure:
+        return _failed(batch.output, job, failure)
+    except Exception as error:  # every failure of ours is a ChironError: this one is Prefect's
+        if not already_published(batch.output, job):
+            found = f"Prefect failed ({type(error).__name__})"
+            raise ChironError("R007", found, "", "Run again: what is done is kept.") from None
+    return _in_ledger(batch.output, job.scan.label, "published")
+
+
+class Guarded(Silent):
+    """A watcher that also sees to it that Prefect hands over in time between stages, which take what they take."""
+
+    def __init__(self, watch: Watcher, watchdog: Watchdog) -> None:
+        self.watch, self.watchdog = watch, watchdog
+
+    def began(self, name: str, title: str) -> None:
+        self.watchdog.disarm()
+        self.watch.began(name, title)
+
+    def moved(self, share: float, word: str) -> None:
+        self.watch.moved(share, word)
+
+    def ended(self, name: str) -> None:
+        self.watch.ended(name)
+        self.watchdog.arm(PREFECT_MAY_HOLD_S)
+
+
+def _failed(output: Path, job: Job, failure: ChironError) -> Outcome:
+    found = _in_ledger(output, job.scan.label, "failed")
+    return Outcome(job.scan.label, "failed", report=found.report, code=failure.code, text=failure.sentence())
+
+
+def _in_ledger(output: Path, label: str, state: State) -> Outcome:
+    """What the manifests say of the scan now."""
+    kind = "failed" if state == "failed" else "published"
+    for record in read_manifests(output):
+        if record["label"] == label and record["state"] == kind:
+            report = next((f"{record['folder']}/{name}" for name in record["files"] if name.endswith(".html")), "")
+            return Outcome(label, state, record["verdict"], report)
+    return Outcome(label, state)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold the scan for this process; R006 where another one has it. The lock dies with its holder."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / "lock"
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino
+        except BlockingIOError:
+            ours = False
+        if not ours:  # held, or its holder has just ended and tidied up
+            raise ChironError("R006", "another run works on this scan", "one at a time")
+        yield
+
+
+@contextmanager
+def _signals(watchdog: Watchdog) -> Iterator[None]:
+    """The first interrupt or termination stops the work and ends the process in time; the second ends it at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, lambda *_: leave(INTERRUPTED))
+        watchdog.arm(PREFECT_MAY_HOLD_S)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,87 @@
+"""Words of a command line -> the work asked for, its outcome in print, and an exit code.
+
+What is heavy is imported by the command that needs it, so that the others answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from flows import show
+from flows.cli.look import doctor, explain, inspect, report, settings, status
+from flows.cli.measure import evaluate, step
+from flows.cli.options import INTERNAL, INTERRUPTED
+from flows.cli.reconstruct import demo, run
+from flows.engine import leave
+from pipeline import __version__
+from pipeline.errors import ChironError
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 an error of our own, 2 wrong usage, 10 some scans failed or were set aside, "
+    "11 nothing to do, 12 all failed, 13 input unreadable, 14 output or disk space, 15 settings or weights, "
+    "16 no such device, 17 another run has the scan, 18 Prefect cannot be reached, "
+    "19 quality is red and --fail-on-qc was given, 130 interrupted."
+)
+
+app = typer.Typer(
+    help="Quantitative susceptibility maps from multi-echo MRI exports. Research use only, not for diagnostic use.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=EXIT_CODES)(run)
+app.command(epilog=EXIT_CODES)(demo)
+app.command(epilog=EXIT_CODES)(inspect)
+app.command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
+app.command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)
+app.command(epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable data, 15 settings, 16 no such device.")(
+    step
+)
+app.command(epilog="Exit codes: 0 done, 2 unreadable files, 10 files that do not fit together.")(evaluate)
+app.command(epilog="Exit codes: 0 well, 15 an installation or key that is wrong, 16 the device, 18 Prefect.")(doctor)
+app.command()(settings)
+app.command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
+
+
+def main() -> None:
+    """Run the command and leave at once: no library's exit hook may keep a finished command waiting."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the work as Ctrl-C does
+    leave(execute(sys.argv[1:]))
+
+
+def execute(words: Sequence[str]) -> int:
+    """Run one command; returns its exit code. Every error is printed, none is raised."""
+    try:
+        app(args=list(words), prog_name="chiron")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+        return INTERRUPTED if code == 1 else code  # typer's own 1 is an interrupt; ours of an error is below
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ChironError as error:
+        show.error(error)
+        return error.fault.exit
+    except Exception as error:
+        show.error(
+            ChironError("R005", f"an unexpected {type(error).__name__}", "", "Set CHIRON_TRACE=1 to see the trace.")
+        )
+        if os.environ.get("CHIRON_TRACE"):
+            traceback.print_exc()
+        return INTERNAL
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+    if version:
+        print(f"chiron {__version__}")
+        raise typer.Exit

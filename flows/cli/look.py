@@ -1,0 +1,114 @@
+"""`inspect`, `status`, `report`, `doctor`, `settings`, `explain`: look, and change nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows import show
+from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Output, Subject
+from pipeline.errors import CATALOGUE, ChironError
+
+
+def inspect(input: Input, subject: Subject = None, json: Json = False) -> None:
+    """Say what `run` would do with an export, and why with the rest it would not.
+
+    Reads headers only and computes nothing.
+
+    Example: chiron inspect /data/export
+    """
+    from pipeline.find import find
+    from pipeline.identity import load_key
+
+    if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
+        raise ChironError("S003", "no readable folder", "the folder of an export")
+    found = find(input, load_key(), subject)
+    if json:
+        show.as_json(show.export_json(found))
+    else:
+        show.export(found, show.console())
+    bad = bool(found.set_aside)
+    raise typer.Exit((INCOMPLETE if bad else 0) if found.scans else (ALL_FAILED if bad else NOTHING_DONE))
+
+
+def doctor(
+    output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Where results shall go: is there room?")] = Path(),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    deep: Annotated[bool, typer.Option("--deep", help="Also start Prefect's embedded server.")] = False,
+) -> None:
+    """Check that this machine has what a run needs.
+
+    Example: chiron doctor --deep
+    """
+    from flows.doctor import examine
+
+    raise typer.Exit(show.checks(examine(output, device, deep), show.console()))
+
+
+def settings() -> None:
+    """Print every setting with its default, range and meaning, as a file that --config takes.
+
+    Example: chiron settings > mine.toml
+    """
+    print(show.settings_toml(), end="")
+
+
+def explain(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="A code such as P002.", show_default=False)],
+) -> None:
+    """Say what a code means, what is done about it, and what you can do.
+
+    Example: chiron explain P002
+    """
+    fault = CATALOGUE.get(code.upper())
+    if fault is None:
+        raise ChironError("X002", f"no code {code!r}", ", ".join(CATALOGUE))
+    happens = {
+        "ignore": "the file is ignored",
+        "set aside": "the scan is set aside, the others go on",
+        "warn": "a warning, and the scan goes on",
+        "refuse": "the run is refused before computing",
+    }
+    print(f"{code.upper()}: {fault.what}\n  what happens: {happens[fault.owed]}")
+    print(f"  what to do:   {fault.todo}\n  exit code:    {fault.exit}")
+
+
+def status(output: Output, json: Json = False) -> None:
+    """List what was done in an output folder, from the manifests in it.
+
+    Example: chiron status /data/qsm
+    """
+    found = _records(output)
+    if json:
+        show.as_json(found)
+    else:
+        show.records(found, show.console())
+
+
+def report(
+    output: Output,
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="Label, with or without `sub-`.", show_default=False)
+    ],
+) -> None:
+    """Print where the reports of a subject are.
+
+    Example: chiron report /data/qsm sub-abc
+    """
+    wanted = subject if subject.startswith("sub-") else f"sub-{subject}"
+    mine = [r for r in _records(output) if f"{r['label']}_".startswith(f"{wanted}_")]
+    pages = [output / r["folder"] / name for r in mine for name in r["files"] if name.endswith(".html")]
+    for page in pages:
+        print(page)
+    raise typer.Exit(0 if pages else NOTHING_DONE)
+
+
+def _records(output: Path) -> list[dict[str, Any]]:
+    from pipeline.publish import read_manifests
+
+    if not output.is_dir():
+        raise ChironError("S003", "no such folder", "an output folder of `chiron run`")
+    return read_manifests(output)

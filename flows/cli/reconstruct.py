@@ -1,0 +1,151 @@
+"""`run` and `demo`: exports in, results out, each scan through its flow."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows import show
+from flows.cli.options import INTERRUPTED, NOTHING_DONE, Also, Config, Device, Input, Json, Method, Output, Set, Subject
+from pipeline.errors import ChironError
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+
+
+def run(
+    input: Input,
+    output: Output,
+    method: Method = None,
+    also: Also = None,
+    device: Device = None,
+    config: Config = None,
+    set: Set = None,
+    subject: Subject = None,
+    echo_times: Annotated[
+        str | None, typer.Option(metavar="MS,MS,...", help="True echo times in milliseconds: 4,8,12.")
+    ] = None,
+    b0: Annotated[float | None, typer.Option(help="True field strength in tesla.")] = None,
+    phase_range: Annotated[
+        str | None, typer.Option(help="Unit of the stored phase: radians, degrees, milliradians, 0-4095, +-4096.")
+    ] = None,
+    phase_sign: Annotated[str | None, typer.Option(help="Sign of the phase: + or -.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Own brain mask, NIfTI on the scan's grid.")] = None,
+    fail_on_qc: Annotated[bool, typer.Option("--fail-on-qc", help="Exit 19 where a result is not to be used.")] = False,
+    json: Json = False,
+) -> None:
+    """Reconstruct every scan of an export, each with its report.
+
+    A scan that cannot be used is set aside with a reason; it never stops the others. A scan that is published already
+    with the same input and settings is left as it is. Given again, an interrupted run continues where it stopped.
+
+    Example: chiron run /data/export /data/qsm --method rts
+    """
+    from pipeline import settings as all_settings
+    from pipeline.identity import load_key
+
+    words = [*(set or []), *_acquisition_words(echo_times, b0, phase_range, phase_sign, mask)]
+    beside = [name for given in also or [] for name in given.split(",")] or None
+    settings = all_settings.load(config, words, method=method, also=beside, device=device)
+    raise typer.Exit(_batch(input, output, settings, load_key(), subject, fail_on_qc, json))
+
+
+def demo(
+    output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Folder of the results.")] = Path("demo-output"),
+    method: Method = "dip",
+    vendor: Annotated[
+        str, typer.Option(help="Whose files to write: siemens, philips, philips-enhanced or ge.")
+    ] = "siemens",
+    voxel_size: Annotated[float, typer.Option(help="Voxel size in mm, 1 to 6; smaller takes longer.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Which head: any number.")] = 1,
+    device: Device = None,
+    set: Set = None,
+) -> None:
+    """Simulate a head, write it as DICOM, reconstruct it and compare with the truth.
+
+    Publishes Deep Image Prior, and TKD, RTS and TV beside it. The simulated export and the truth stay in sourcedata/.
+
+    Example: chiron demo demo-output --vendor ge
+    """
+    from flows.demo import simulate
+    from pipeline import settings as all_settings
+    from pipeline.identity import load_key
+    from pipeline.publish import prepare
+
+    beside = [name for name in ("dip", "tkd", "rts", "tv") if name != method]
+    settings = all_settings.load(None, set or [], method=method, also=beside, device=device)
+    output = output.absolute()
+    prepare(output)
+    show.console(stderr=True).print("simulating a head and its scan")
+    made = simulate(output / "sourcedata", vendor, voxel_size, seed)
+    code = _batch(made.export, output, settings, load_key(output / ".chiron" / "demo.key"), "demo", truth=made.truth)
+    if qc := next(output.glob("sub-demo/**/*_qc.json"), None):
+        show.metrics(json_format.loads(qc.read_text())["methods"], show.console())
+    raise typer.Exit(0 if code == NOTHING_DONE else code)
+
+
+def _batch(
+    source: Path,
+    output: Path,
+    settings: Settings,
+    key: bytes,
+    subject: str | None,
+    fail_on_qc: bool = False,
+    as_json: bool = False,
+    truth: Path | None = None,
+) -> int:
+    """Run the batch, say what it does on standard error and how it ended on standard output."""
+    from flows.batch import Batch, apart
+    from flows.batch import run as run_batch
+    from flows.watch import watch
+
+    source, output = source.absolute(), output.absolute()
+    if truth is None:
+        apart(source, output)
+    beside, out = show.console(stderr=True), show.console()
+    batch = Batch(
+        output,
+        on_found=lambda found: beside.print(show.counted(found)),
+        on_outcome=(lambda how: None) if as_json else lambda how: show.outcome(how, output, out),
+        watch=lambda label, stages: watch(beside, label, stages),
+    )
+    try:
+        run_batch(batch, source, settings, key, subject, truth)
+    except KeyboardInterrupt:
+        beside.print("interrupted; what is done is kept, the same command continues")
+        return INTERRUPTED
+    finally:
+        if as_json:
+            show.as_json([how.json() for how in batch.outcomes])
+    code = batch.exit_code(fail_on_qc)
+    if code == NOTHING_DONE:
+        beside.print("nothing to do")
+    return code
+
+
+def _acquisition_words(
+    echo_times: str | None, b0: float | None, phase_range: str | None, phase_sign: str | None, mask: Path | None
+) -> list[str]:
+    """The options that say what to believe instead of the headers, as settings."""
+    given = {
+        "acquisition.echo_times_s": _seconds(echo_times) if echo_times else None,
+        "acquisition.b0_tesla": b0,
+        "phase.range": phase_range,
+        "phase.sign": phase_sign,
+        "mask.file": str(mask.absolute()) if mask else None,
+    }
+    return [f"{name}={json_format.dumps(value)}" for name, value in given.items() if value is not None]
+
+
+def _seconds(milliseconds: str) -> list[float]:
+    """`4,8,12` -> [0.004, 0.008, 0.012]; X002 where these cannot be milliseconds."""
+    try:
+        times = [float(word) for word in milliseconds.split(",")]
+    except ValueError:
+        times = []
+    if not times or not all(0.5 <= t <= 500 for t in times):
+        raise ChironError("X002", f"the echo times {milliseconds!r}", "milliseconds with commas between: 4,8,12")
+    return [t / 1000 for t in times]

@@ -1,0 +1,121 @@
+"""This machine -> what of Chiron's needs it meets, each with what to do where it does not."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import ChironError
+
+Level = Literal["ok", "warn", "fail"]
+
+PACKAGES = ("torch", "numpy", "scipy", "numba", "pydicom", "nibabel", "SimpleITK", "prefect", "fastapi", "sqlalchemy")
+WITH_PREFECT = {"fastapi": (0, 151), "sqlalchemy": (2, 1)}  # from these on, Prefect does not start or schedules nothing
+ROOM_GB = 5.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: what was looked at, how it is, what to do, and the exit code where it fails."""
+
+    what: str
+    level: Level
+    found: str
+    todo: str = ""
+    exit: int = 15
+
+
+def examine(output: Path, device: str = "auto", deep: bool = False) -> Iterator[Check]:
+    """Look at everything a run needs; `deep` also starts Prefect's embedded server, which takes some seconds."""
+    yield _python()
+    yield from _packages()
+    yield _device(device)
+    yield _dcm2niix()
+    yield _key()
+    yield _room(output)
+    if deep:
+        yield _prefect()
+
+
+def _python() -> Check:
+    fine = sys.version_info >= (3, 11)
+    return Check("Python", "ok" if fine else "fail", platform.python_version(), "" if fine else "Use 3.11 or later.")
+
+
+def _packages() -> Iterator[Check]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            yield Check(name, "fail", "not installed", "Install Chiron again.")
+    for name, limit in WITH_PREFECT.items():
+        if name in found and tuple(int(n) for n in found[name].split(".")[:2]) >= limit:
+            below = ".".join(map(str, limit))
+            yield Check(name, "fail", found[name], f"Prefect needs {name} below {below}.")
+    yield Check("packages", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
+
+
+def _device(name: str) -> Check:
+    """A small FFT on the device: a GPU that is listed may still not work."""
+    import torch
+
+    from pipeline.device import pick_device
+
+    try:
+        device = pick_device(name)
+        torch.fft.rfftn(torch.ones(8, 8, 8, device=device)).sum().item()
+    except (ChironError, RuntimeError) as error:
+        found = error.sentence() if isinstance(error, ChironError) else "a device that cannot compute"
+        return Check("device", "fail", found, "Use --device cpu, or look at the driver.", 16)
+    if device.type == "cpu":
+        return Check("device", "warn" if name == "auto" else "ok", "CPU", "No GPU: `auto` takes the classical method.")
+    memory = torch.cuda.get_device_properties(device).total_memory / 1e9
+    return Check("device", "ok", f"{torch.cuda.get_device_name(device)}, {memory:.0f} GB")
+
+
+def _dcm2niix() -> Check:
+    import dcm2niix
+
+    try:
+        done = subprocess.run([dcm2niix.bin, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return Check("dcm2niix", "fail", "does not run", "Install Chiron again, or look at the machine's type.")
+    words = done.stdout.split()
+    return Check("dcm2niix", "ok" if words else "fail", words[-1] if words else "says nothing")
+
+
+def _key() -> Check:
+    from pipeline.identity import key_file, load_key
+
+    if not key_file().exists():
+        return Check("key of the pseudonyms", "ok", "none yet; the first run makes one")
+    try:
+        load_key()
+    except ChironError as error:
+        return Check("key of the pseudonyms", "fail", error.found, error.todo)
+    return Check("key of the pseudonyms", "ok", "only you can read it; keep a copy, labels depend on it")
+
+
+def _room(output: Path) -> Check:
+    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free / 1e9
+    return Check("room on the disk", "ok" if free > ROOM_GB else "warn", f"{free:.0f} GB", "A scan takes up to 5 GB.")
+
+
+def _prefect() -> Check:
+    from flows.engine import orchestrator
+
+    try:
+        with tempfile.TemporaryDirectory() as home, orchestrator(Path(home)):
+            return Check("Prefect", "ok", "answers")
+    except ChironError as error:
+        return Check("Prefect", "fail", error.found, error.todo, error.fault.exit)

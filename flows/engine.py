@@ -1,0 +1,167 @@
+"""A folder for Prefect's state -> Prefect ready to run flows: quiet, offline, and never in the way of an exit.
+
+Prefect reads its settings when it is imported, so nothing here imports it, and `orchestrator` must be entered first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.errors import ChironError
+
+STARTUP_S = 120.0  # the embedded server creates its database on the first start
+REMOTE_S = 30.0
+STOP_S = 5.0
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # what failed is said once, by the command, with its code
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_ROOT_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+}
+
+
+@contextmanager
+def orchestrator(home: Path) -> Iterator[None]:
+    """Prefect's API while the context lasts: the one at PREFECT_API_URL, or an embedded one with its state in `home`.
+
+    R007 where it does not answer in time.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if url := os.environ.get("PREFECT_API_URL"):
+        _await(url, REMOTE_S, lambda: True)
+        yield
+        return
+    with _embedded(home):
+        yield
+
+
+class Watchdog:
+    """Ends the process where Prefect holds it longer than it may: no result waits for a scheduler that is gone."""
+
+    def __init__(self, bark: Callable[[], int]) -> None:
+        self._bark = bark
+        self._timer: threading.Timer | None = None
+
+    def arm(self, seconds: float) -> None:
+        """End the process with the code that `bark` returns, unless disarmed or armed anew within `seconds`."""
+        self.disarm()
+        self._timer = threading.Timer(seconds, self._fire)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def disarm(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def _fire(self) -> None:
+        code = 1
+        try:
+            code = self._bark()
+        finally:
+            leave(code)
+
+
+def leave(code: int) -> None:
+    """Exit now, without the threads and exit hooks that wait for a server; an embedded one notices and ends itself."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+@contextmanager
+def _embedded(home: Path) -> Iterator[None]:
+    """A server on a free port of the loopback, for this process alone: it asks for a password made up for it."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.environ.setdefault("PREFECT_HOME", str(home))
+    password = f"chiron:{secrets.token_hex(16)}"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        mine = {
+            "PREFECT_API_URL": url,
+            "PREFECT_API_AUTH_STRING": password,
+            "PREFECT_SERVER_API_AUTH_STRING": password,
+        }
+        os.environ.update(mine)
+        try:
+            with _alone(home / "server.lock"):  # two servers must not create one database
+                server = _start(listener)
+                importlib.import_module("flows.scan")  # takes as long as the server's start, so do both at once
+                _await(url, STARTUP_S, lambda: server.poll() is None)
+            yield
+        finally:
+            _stop(server)
+            for name in mine:
+                os.environ.pop(name, None)
+
+
+def _start(listener: socket.socket) -> subprocess.Popen[bytes]:
+    """The server ends when its standard input does, that is, with this process, however that ends."""
+    handle = listener.fileno()
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.server", str(handle)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[handle],
+        start_new_session=True,  # a Ctrl-C is for us; the server must still take the last state
+    )
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    assert server.stdin is not None
+    server.stdin.close()
+    try:
+        server.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _await(url: str, seconds: float, alive: Callable[[], bool]) -> None:
+    """Return once `url` answers; R007 where it does not within `seconds`, or its process is no longer alive."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and alive():
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+            return
+        time.sleep(0.1)
+    raise ChironError("R007", f"no answer from Prefect within {seconds:.0f} s", "a Prefect server that answers")
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `file`; R007 where another process holds it for too long."""
+    deadline = time.monotonic() + STARTUP_S
+    with file.open("a") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ChironError("R007", "another run's Prefect that does not start", "one that starts") from None
+                time.sleep(0.1)
+        yield

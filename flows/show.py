@@ -1,0 +1,168 @@
+"""What was found or done -> text for a person, or JSON for a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.errors import CATALOGUE, ChironError
+
+if TYPE_CHECKING:
+    from flows.batch import Outcome
+    from flows.doctor import Check
+    from pipeline.find import Export
+
+WIDTH = 140  # of tables where nobody looks on
+STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "usable": "green", "check": "yellow", "do not use": "red"}
+
+
+def console(stderr: bool = False) -> Console:
+    """A console for results, or for what accompanies them."""
+    made = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=WIDTH)
+
+
+def as_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def error(fault: ChironError) -> None:
+    """Code, what was found, what was expected, what to do."""
+    lines = [("found", fault.found), ("expected", fault.expected), ("do", fault.todo)]
+    print(f"{fault.code}: {fault.fault.what}", file=sys.stderr)
+    for name, text in lines:
+        if text:
+            print(f"  {name + ':':10}{text}", file=sys.stderr)
+
+
+def export(found: Export, out: Console) -> None:
+    """What `inspect` says."""
+    table = Table("scan", "vendor", "series", "echoes (ms)", "parts", "files", "")
+    for scan in found.scans:
+        times = ", ".join(f"{1000 * t:g}" for t in scan.echo_times_s)
+        notes = "; ".join(f"{n.code}: {n.text}" for n in scan.notices)
+        series = ", ".join(map(str, scan.series))
+        row = (
+            scan.label,
+            scan.vendor,
+            series,
+            times,
+            ", ".join(scan.parts),
+            str(len(scan.files)),
+            notes or "will be run",
+        )
+        table.add_row(*map(escape, row))
+    for aside in found.set_aside:
+        table.add_row(
+            escape(aside.label), "", "", "", "", str(aside.files), escape(f"set aside, {aside.code}: {aside.text}")
+        )
+    if table.row_count:
+        out.print(table)
+    out.print(counted(found))
+
+
+def counted(found: Export) -> str:
+    """One sentence that accounts for every file."""
+    used, aside = sum(len(s.files) for s in found.scans), sum(a.files for a in found.set_aside)
+    scans = f"{len(found.scans)} scan{'' if len(found.scans) == 1 else 's'}"
+    sentence = f"{found.files_seen} files: {used} in {scans}, {aside} set aside, {len(found.ignored)} ignored"
+    codes = Counter(i.code for i in found.ignored)
+    reasons = ", ".join(f"{count} x {code} {CATALOGUE[code].what}" for code, count in sorted(codes.items()))
+    return f"{sentence} ({reasons})." if reasons else f"{sentence}."
+
+
+def export_json(found: Export) -> dict[str, Any]:
+    """All but the files' names, which may tell who the patient is."""
+    keep = ("id", "subject", "session", "run", "source", "vendor", "series", "echo_times_s", "parts")
+    return {
+        "scans": [
+            {"label": s.label, **{name: getattr(s, name) for name in keep}, "files": len(s.files),
+             "notices": [n.json() for n in s.notices]}
+            for s in found.scans
+        ],
+        "set_aside": [dataclasses.asdict(a) for a in found.set_aside],
+        "ignored": [dataclasses.asdict(i) for i in found.ignored],
+        "files_seen": found.files_seen,
+    }  # fmt: skip
+
+
+def outcome(how: Outcome, output: Path, out: Console) -> None:
+    """One scan's end, on a line or two."""
+    said = f"{how.state}" + (f", {how.verdict}" if how.verdict else "")
+    style = STYLES.get(how.verdict, "") if how.state.endswith("published") else "red"
+    out.print(f"[bold]{escape(how.label)}[/]  [{style or 'default'}]{escape(said)}[/]")
+    if how.text:
+        out.print(f"  {escape(how.text if how.text.startswith(how.code) else f'{how.code}: {how.text}')}")
+    if how.report:
+        out.print(f"  {escape(str(output / how.report))}")
+
+
+def records(found: Iterable[Mapping[str, Any]], out: Console) -> None:
+    """What `status` says of the manifests' records."""
+    table = Table("scan", "state", "verdict", "methods", "finished", "warnings or failure")
+    for record in found:
+        failure = record["failure"] or {}
+        warned = ", ".join(sorted({w["code"] for w in record["warnings"]}))
+        row = (record["label"], record["state"], record["verdict"], ", ".join(record["methods"]), record["finished"])
+        table.add_row(*map(escape, row), escape(failure.get("sentence", warned)))
+    out.print(table)
+
+
+def checks(found: Iterable[Check], out: Console) -> int:
+    """Print each finding as it comes; returns the exit code of the first that failed, or 0."""
+    code = 0
+    for check in found:
+        todo = f"  {check.todo}" if check.todo and check.level != "ok" else ""
+        out.print(f"[{STYLES[check.level]}]{check.level:4}[/]  {check.what}: {escape(check.found)}{escape(todo)}")
+        code = code or (check.exit if check.level == "fail" else 0)
+    return code
+
+
+def metrics(methods: Mapping[str, Mapping[str, Any]], out: Console) -> None:
+    """Accuracy of each method against the truth."""
+    table = Table("method", "NRMSE (%)", "XSIM", "r")
+    for method, numbers in methods.items():
+        table.add_row(
+            method, *(f"{numbers[name]:.{digits}f}" for name, digits in (("nrmse", 1), ("xsim", 3), ("r", 3)))
+        )
+    out.print(table)
+
+
+def settings_toml() -> str:
+    """Every setting with its default, range and meaning, as the TOML file that --config takes."""
+    from pipeline.settings import Settings, load, sections
+
+    lines = ["# All settings of Chiron, at their defaults. Keep those you change; give the file with --config."]
+    plain, hints = load().model_dump(mode="json"), get_type_hints(Settings)
+    for name, info in Settings.model_fields.items():
+        if name not in sections():
+            lines += _setting(name, plain[name], info.description or "", hints[name], {})
+    for section, params in sections().items():
+        lines += ["", f"[{section}]"]
+        types = get_type_hints(params)
+        for field in dataclasses.fields(params):
+            help = field.metadata["help"]
+            lines += _setting(field.name, plain[section][field.name], help, types[field.name], field.metadata)
+    return "\n".join(lines) + "\n"
+
+
+def _setting(name: str, value: Any, help: str, kind: Any, limits: Mapping[str, Any]) -> list[str]:
+    meaning = help[0].upper() + help[1:].rstrip(".") + "."
+    if get_origin(kind) is Literal:
+        meaning += " One of " + ", ".join(map(str, get_args(kind))) + "."
+    bounds = [
+        f"{word} {limits[end]:g}" for end, word in (("low", "from"), ("high", "to")) if limits.get(end) is not None
+    ]
+    return [
+        f"# {meaning}{' ' + ' '.join(bounds).capitalize() + '.' if bounds else ''}",
+        f"{name} = {json.dumps(value)}",
+    ]
