@@ -21,8 +21,8 @@ import torch
 
 import pipeline.publish as publishing
 from pipeline.errors import ChironError, Decision, Notice
-from pipeline.find import Scan
-from pipeline.publish import already_published, prepare, publish, read_manifests, swap, verify
+from pipeline.find import Scan, SetAside
+from pipeline.publish import already_published, prepare, publish, read_manifests, record_set_aside, swap, verify
 from pipeline.publish import manifest as ledger
 from pipeline.publish.nifti import image_bytes
 from pipeline.publish.sidecars import ALLOWED, RESEARCH_USE, sidecar
@@ -347,6 +347,23 @@ def test_a_failure_that_a_success_outdates_is_not_told(job: Job, output: Path, m
     stale.parent.mkdir()
     stale.write_text(text.replace('"finished": "2', '"finished": "1'))
     assert [r["state"] for r in read_manifests(output)] == ["published"]
+
+
+def test_what_is_set_aside_is_recorded_with_its_reason(job: Job, output: Path) -> None:
+    publish(job, output)
+    before = content(output / "sub-x")
+    found = [
+        SetAside("sub-x_ses-a", "P001", "no phase", 12),
+        SetAside("sub-y", "E002", "no slice 7", 48),
+        SetAside("sub-y", "E003", "a gap", 3),
+    ]
+    for _ in range(2):
+        record_set_aside(output, found)
+        aside = [r for r in read_manifests(output) if r["state"] == "set aside"]
+        assert sorted((r["label"], r["failure"]["code"], r["input_files"]) for r in aside) == [
+            (one.label, one.code, one.files) for one in found
+        ]
+    assert content(output / "sub-x") == before and verify(output) == [] and already_published(output, job)
 
 
 # Faults at every call to the system

@@ -7,7 +7,7 @@ A failure never touches what is published.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Literal
 
 import pipeline
 from pipeline.errors import ChironError, Notice
+from pipeline.find import SetAside
 from pipeline.invert import chosen_methods
 from pipeline.publish import manifest as ledger
 from pipeline.publish.dataset import cite, prepare, private
@@ -26,7 +27,16 @@ from pipeline.recipe import Job, recipe
 from pipeline.report import citations, write_report
 from pipeline.work import Result, disk_error
 
-__all__ = ["Damage", "Published", "already_published", "prepare", "publish", "read_manifests", "verify"]
+__all__ = [
+    "Damage",
+    "Published",
+    "already_published",
+    "prepare",
+    "publish",
+    "read_manifests",
+    "record_set_aside",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,23 @@ def already_published(output: Path, job: Job) -> bool:
         if same and found["software"]["chiron"] == pipeline.__version__:
             return found["input_digest"] == job.scan.content_digest() and ledger.intact(output, found)
     return False
+
+
+def record_set_aside(output: Path, found: Iterable[SetAside]) -> None:
+    """Record what could not be taken for a scan, in `set-aside/<label>/`. Call it after the other scans are published.
+
+    A scan of the same label that is published later outdates the record. Raises S001, S002 and R006 as `publish` does.
+    """
+    by_label: dict[str, list[SetAside]] = {}
+    for one in found:
+        by_label.setdefault(one.label, []).append(one)
+    prepare(output)
+    for label, ones in by_label.items():
+        aside, final = private(output) / "publish" / f"set-aside_{label}", output / "set-aside" / label
+        content = as_json(ledger.manifest([ledger.aside_record(one) for one in ones]))
+        with _coded(), locked(private(output) / "locks" / f"set-aside_{label}.lock"):
+            recover(aside, final)
+            put(aside, final, {ledger.NAME: content})
 
 
 def _publish_results(job: Job, output: Path) -> Published:

@@ -13,7 +13,15 @@ from pipeline.publish.sidecars import RESEARCH_USE, as_json
 from pipeline.publish.swap import locked, write_in_place
 from pipeline.work import disk_error
 
-IGNORED_BY_BIDS = ("failed/", "CITATION.md", "**/manifest.json", "*_qc.json", "*_qsm.html", "*_fieldmap.*")
+IGNORED_BY_BIDS = (
+    "failed/",
+    "set-aside/",
+    "CITATION.md",
+    "**/manifest.json",
+    "*_qc.json",
+    "*_qsm.html",
+    "*_fieldmap.*",
+)
 CITATION = ("# How to cite", "", "Sources of the steps that made these results; each manifest.json lists its own.", "")
 
 

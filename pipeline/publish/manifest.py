@@ -18,7 +18,7 @@ from typing import Any
 
 import pipeline
 from pipeline.errors import ChironError
-from pipeline.find import Scan
+from pipeline.find import Scan, SetAside
 from pipeline.settings import Settings
 from pipeline.work import Result, file_digest
 
@@ -65,7 +65,23 @@ def record(
         "decisions": [{"stage": r["stage"], **decision} for r in made for decision in r["decisions"]],
         "warnings": [{"stage": r["stage"], **notice} for r in made for notice in r["notices"]],
         "failure": _failure(failure) if failure else None,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": _now(),
+    }
+
+
+def aside_record(found: SetAside) -> Record:
+    """The record of what could not be taken for a scan: nothing was computed, so there is little to say."""
+    return {
+        "label": found.label,
+        "state": "set aside",
+        "input_files": found.files,
+        "methods": [],
+        "decisions": [],
+        "warnings": [],
+        "failure": {"code": found.code, "sentence": f"{found.code}: {found.text}"},
+        "finished": _now(),
+        "verdict": "do not use",
+        "files": {},
     }
 
 
@@ -122,7 +138,7 @@ def read_manifests(output: Path) -> list[Record]:
     """Every record below `output`, with its `folder` relative to it: what is published, then what failed since."""
     published = [r for folder in _folders(output, "sub-*", "sub-*/ses-*") for r in _located(output, folder)]
     latest = {r["label"]: r["finished"] for r in published}
-    failed = [r for folder in _folders(output, "failed/*") for r in _located(output, folder)]
+    failed = [r for folder in _folders(output, "failed/*", "set-aside/*") for r in _located(output, folder)]
     return published + [r for r in failed if r["finished"] >= latest.get(r["label"], "")]
 
 
@@ -154,6 +170,10 @@ def _folders(output: Path, *patterns: str) -> list[Path]:
 
 def _located(output: Path, folder: Path) -> list[Record]:
     return [{**r, "folder": folder.relative_to(output).as_posix()} for r in read(folder)]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _failure(failure: ChironError) -> dict[str, str]:
