@@ -174,6 +174,12 @@ def test_a_bids_scan_without_phase_does_not_stop_the_others(tmp_path: Path) -> N
     assert [(a.label, a.code, a.files) for a in found.set_aside] == [("sub-02", "P001", 6)]
 
 
+def test_bids_scans_that_only_the_acquisition_tells_apart_are_numbered(tmp_path: Path) -> None:
+    for names in ("sub-01_acq-low", "sub-01_acq-high"):
+        bids(tmp_path, names)
+    assert sorted(scan.label for scan in search(tmp_path).scans) == ["sub-01_run-1", "sub-01_run-2"]
+
+
 def test_bids_facts_are_inherited_and_count(tmp_path: Path) -> None:
     """Field strength from a sidecar at the root; its change is a change of the input."""
     bids(tmp_path, "sub-01", strength=None)
@@ -191,7 +197,7 @@ def bids(root: Path, names: str, strength: float | None = 3.0) -> None:
     """A dataset of three echoes, magnitude and phase in radians."""
     (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     folder = root / names.split("_")[0] / "anat"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for e, (echo, time) in enumerate(zip(signal(), TIMES, strict=True), 1):
         for part, values in (("mag", np.abs(echo)), ("phase", np.angle(echo))):
             stem = folder / f"{names}_echo-{e}_part-{part}_MEGRE"

@@ -42,13 +42,15 @@ class Converted:
 
 
 def run(files: list[Path], scratch: Path) -> list[Converted]:
-    """Convert `files` in `scratch`; E014 where the converter fails or makes nothing."""
+    """Convert `files` in `scratch`; E014 where the converter fails or makes nothing, R003 where it does not end."""
     source, made = scratch / "in", scratch / "out"
     try:
         for folder in (source, made):
             folder.mkdir(parents=True, mode=0o700)
         for ordinal, file in enumerate(files, 1):
             _give(file, source / f"{ordinal:06d}.dcm")
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise disk_error(error) from error
     merge = ["-m", "y" if len(files) > 1 else "n"]
@@ -63,7 +65,7 @@ def run(files: list[Path], scratch: Path) -> list[Converted]:
             env={"PATH": os.defpath},
         )
     except subprocess.TimeoutExpired:
-        raise ChironError("E014", f"dcm2niix did not end within {_LIMIT_S} s", "a conversion") from None
+        raise ChironError("R003", f"dcm2niix did not end within {_LIMIT_S} s") from None
     outputs = sorted(made.glob("*.nii"))
     if done.returncode or not outputs:
         raise ChironError("E014", f"dcm2niix ended with {done.returncode} and {len(outputs)} images", "one image")

@@ -33,6 +33,8 @@ def convert_dicom(scan: Scan, acquisition: Acquisition, scratch: Path) -> Stored
     try:
         with quiet():
             return _convert(scan, acquisition, scratch)
+    except FileNotFoundError:
+        raise ChironError("F016", "a file of the scan that vanished", "an export that stays as it is") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

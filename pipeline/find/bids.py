@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,19 @@ def _export(
         except ChironError as error:
             aside.append(SetAside(label, error.code, reason(error), len(files)))
     listed = tuple(Ignored(ordinal, *reason) for ordinal, reason in sorted(ignored.items()))
-    return Export(tuple(scans), tuple(aside), listed, len(entries))
+    return Export(tuple(_told_apart(scans)), tuple(aside), listed, len(entries))
+
+
+def _told_apart(scans: list[Scan]) -> list[Scan]:
+    """Number the scans that other entities than subject, session and run tell apart, as runs."""
+    labels = Counter(scan.label for scan in scans)
+    counts: Counter[str] = Counter()
+    found = []
+    for scan in scans:
+        counts[scan.label] += 1
+        alone = labels[scan.label] == 1
+        found.append(scan if alone else replace(scan, run=f"{scan.run}{counts[scan.label]}"))
+    return found
 
 
 def _scan(
@@ -91,12 +104,11 @@ def _scan(
     notices = (
         (Notice("E007", "A single echo: phase offsets cannot be told from the field."),) if len(times) == 1 else ()
     )
-    acquired = "".join(v for k, v in names.items() if k not in ("sub", "ses", "run"))
     return Scan(
         internal_id(key, *(f"{k}-{v}" for k, v in names.items())),
         subject or names["sub"],
         names.get("ses", ""),
-        names.get("run", "") or acquired,
+        names.get("run", ""),
         source="bids",
         vendor=vendor_of(facts.get("Manufacturer")),
         series=(),

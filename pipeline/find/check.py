@@ -161,8 +161,9 @@ def _check_slices(volumes: dict[str, list[list[Image]]]) -> None:
         for number, volume in enumerate(echoes, 1):
             volume.sort(key=lambda image: (float(normal @ image.position_mm), image.file, image.frame))
             _check_volume([float(normal @ i.position_mm) for i in volume], places, f"{part} of echo {number}")
-    if len(places) < 2:
-        raise ChironError("E002", "a single slice", "a volume")
+    if len(places) < max(2, everything[0].slices):
+        found = f"{len(places)} slices in every volume where the header tells of {max(2, everything[0].slices)}"
+        raise ChironError("E002", found, "all of them")
     _check_spacing(np.diff(places), everything[0].thickness_mm)
 
 

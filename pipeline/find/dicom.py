@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 from pipeline.acquisition import Acquisition
@@ -86,13 +87,13 @@ def _read(entries: list[Entry], ledger: _Ledger) -> list[Image]:
 def _duplicates(images: list[Image], ledger: _Ledger) -> list[Image]:
     """Leave one of several files with one identity and the same pixels (G001); mark those that differ (G002)."""
     kept: list[Image] = []
+    content = cache(lambda ordinal: _content(ledger.paths[ordinal]))
     for (sop, _), same in grouped(images, lambda i: (i.sop, i.frame)).items():
         first, *others = same
         if not sop or not others:
             kept += same
             continue
-        content = _content(ledger.paths[first.file])
-        if all(content == _content(ledger.paths[other.file]) for other in others):
+        if all(content(first.file) == content(other.file) for other in others):
             ledger.ignore(others, "G001", f"the same image as file {first.file}")
             ledger.notices.setdefault(first.file, []).append(
                 Notice("G001", "An image was there twice; one of them is used.")
@@ -151,22 +152,22 @@ def _study(
     """Scans of one study into the ledger, and the rest of it with reasons."""
     original = _originals(images, ledger)
     found = _with_faulty(acquisitions(i for i in original if not i.fault[0]), [i for i in original if i.fault[0]])
-    for copy, why in copies(found):
+    dropped = copies(found)
+    for copy, why in dropped:
         ledger.ignore(copy, "G007", why)
-        found.remove(copy)
+    found = [own for own in found if not any(own is copy for copy, _ in dropped)]
     checked: list[tuple[list[Image], Checked]] = []
     name = f"sub-{subject}_ses-{session}"
-    for images_of_one in found:
-        if not _is_candidate(images_of_one):
-            kind = next(image.other_kind for image in images_of_one)
-            ledger.ignore(images_of_one, "F002", f"an image of another kind of scan ({kind}), without phase")
+    for own in found:
+        if not _is_candidate(own):
+            ledger.ignore(own, "F002", f"an image of another kind of scan ({own[0].other_kind}), without phase")
             continue
         try:
-            if only_single_coils(found, images_of_one):
+            if only_single_coils(found, own):
                 raise ChironError("G007", "only images of single coils", "images of all coils, combined")
-            checked.append((images_of_one, check(images_of_one, acquisition)))
+            checked.append((own, check(own, acquisition)))
         except ChironError as error:
-            ledger.set_aside(name, error, images_of_one)
+            ledger.set_aside(name, error, own)
     for number, (used, result) in enumerate(checked, 1):
         run = str(number) if len(checked) > 1 else ""
         ledger.scans.append(_scan(used, result, (subject, session, run), key, ledger))
@@ -174,13 +175,11 @@ def _study(
 
 def _with_faulty(found: list[list[Image]], faulty: list[Image]) -> list[list[Image]]:
     """Faulty images, whose headers may be cut short, beside the sound ones of their series; those of no other apart."""
-    alone = []
+    homes = {(image.series, part): a for a in found for image in a for part in (image.part, "")}
+    alone: list[Image] = []
     for image in faulty:
-        homes = [a for a in found if any(i.series == image.series for i in a)]
-        if homes:
-            min(homes, key=lambda a: all(i.part != image.part for i in a)).append(image)
-        else:
-            alone.append(image)
+        home = homes.get((image.series, image.part)) or homes.get((image.series, ""))
+        (alone if home is None else home).append(image)
     return [*found, *acquisitions(alone)]
 
 

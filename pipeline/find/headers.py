@@ -29,9 +29,10 @@ _KEYWORDS = """
 """
 _ORTHONORMAL = 2e-3
 _MOSAIC, _SEQUENCE_GE, _PART_GE = (0x0019, 0x100A), (0x0019, 0x109E), (0x0043, 0x102F)
-_COIL_SIEMENS, _PART_PHILIPS, _CLASSIC_PHILIPS = (0x0051, 0x100F), (0x2005, 0x1011), (0x2005, 0x140F)
-_CREATORS = [(0x0019, 0x0010), (0x0043, 0x0010), (0x0051, 0x0010), (0x2005, 0x0010), (0x2005, 0x0014)]
-_PRIVATE = [_MOSAIC, _SEQUENCE_GE, _PART_GE, _COIL_SIEMENS, _PART_PHILIPS, _CLASSIC_PHILIPS]
+_COIL_SIEMENS, _SLICES_PHILIPS = (0x0051, 0x100F), (0x2001, 0x1018)
+_PART_PHILIPS, _CLASSIC_PHILIPS = (0x2005, 0x1011), (0x2005, 0x140F)
+_CREATORS = [(0x0019, 0x10), (0x0043, 0x10), (0x0051, 0x10), (0x2001, 0x10), (0x2005, 0x10), (0x2005, 0x14)]
+_PRIVATE = [_MOSAIC, _SEQUENCE_GE, _PART_GE, _COIL_SIEMENS, _SLICES_PHILIPS, _PART_PHILIPS, _CLASSIC_PHILIPS]
 _TAGS: list[Any] = [*_KEYWORDS.split(), *_CREATORS, *_PRIVATE]
 
 
@@ -66,6 +67,7 @@ class Image:
     other_position_mm: tuple[float, ...] = ()
     spacing_mm: tuple[float, ...] = ()
     thickness_mm: float | None = None
+    slices: int = 0  # of the volume, where the vendor says so
     timing: tuple[float | None, ...] = ()  # repetition time, flip angle
     bipolar: bool = False
     fault: tuple[str, str] = NO_FAULT
@@ -127,6 +129,7 @@ def _image(get: Lookup, ordinal: int, frame: int) -> Image:
         other_position_mm=_private_position(get),
         spacing_mm=numbers(get("PixelSpacing"), 2),
         thickness_mm=number(get("SliceThickness")),
+        slices=integer(get(_SLICES_PHILIPS)),
         timing=(number(get("RepetitionTime")), number(get("FlipAngle"))),
         bipolar=any("bipolar" in str(get(keyword)).lower() for keyword in _MAY_SAY_BIPOLAR),
         fault=_fault(get, "MOSAIC" in image_type or (vendor == "Siemens" and (number(get(_MOSAIC)) or 0) > 1)),

@@ -271,6 +271,13 @@ def test_21_the_same_image_twice_is_used_once(tmp_path: Path) -> None:
     assert scan.content_digest() == alone.content_digest()
 
 
+def test_21_an_enhanced_file_twice_is_used_once(tmp_path: Path) -> None:
+    paths = beside(tmp_path, "philips-enhanced")
+    shutil.copy(paths[0], paths[0].with_name("copy.dcm"))
+    found = search(tmp_path)
+    assert len(bad_of(found, tmp_path)) == 1 and [ignored.code for ignored in found.ignored] == ["G001"]
+
+
 def test_22_two_different_images_under_one_identifier(tmp_path: Path) -> None:
     paths = beside(tmp_path)
     other = paths[7].with_name("other.dcm")
@@ -454,6 +461,14 @@ def test_39_a_slice_is_missing_in_one_volume(k: int, tmp_path: Path) -> None:
     lost = drop(paths, lambda d: is_phase(d) and d.EchoNumbers == 3 and float(d.ImagePositionPatient[2]) == z)
     assert lost == 1
     only_good(tmp_path, "E002", f"no slice {k + 1} of 6 in the phase of echo 3", files=len(paths) - 1)
+
+
+def test_39_the_last_slice_is_missing_in_all_volumes(tmp_path: Path) -> None:
+    """Nothing but the header's count can tell."""
+    paths = beside(tmp_path, "philips", grid=oblique(tilt_deg=0))
+    z = max(float(pydicom.dcmread(p).ImagePositionPatient[2]) for p in paths)
+    lost = drop(paths, lambda d: float(d.ImagePositionPatient[2]) == z)
+    only_good(tmp_path, "E002", "5 slices in every volume where the header tells of 6", files=len(paths) - lost)
 
 
 def test_40_a_gap_in_all_volumes(tmp_path: Path) -> None:
