@@ -6,7 +6,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from pipeline.find import Export, find
 from pipeline.publish import already_published, prepare, read_manifests
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
+from pipeline.work import disk_error
 
 State = Literal["published", "already published", "failed", "set aside"]
 
@@ -47,16 +48,19 @@ class Batch:
     """A run over one export, as it stands: what was found, how each scan ended, and whom to tell."""
 
     output: Path
+    fail_on_qc: bool = False
     on_found: Callable[[Export], None] = lambda export: None
     on_outcome: Callable[[Outcome], None] = lambda outcome: None
+    on_end: Callable[[], None] = lambda: None
     watch: Callable[[str, list[str]], Watcher] = lambda label, stages: Silent()
     outcomes: list[Outcome] = field(default_factory=list)
+    watching: Watcher = field(default_factory=Silent)
 
     def add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         self.on_outcome(outcome)
 
-    def exit_code(self, fail_on_qc: bool = False) -> int:
+    def exit_code(self) -> int:
         """0 where every scan is published, now or before and one of them now; else the code that says what is wrong."""
         bad = {o.code for o in self.outcomes if o.state in ("failed", "set aside")}
         good = [o for o in self.outcomes if o.state in ("published", "already published")]
@@ -67,7 +71,7 @@ class Batch:
             return codes.pop() if len(codes) == 1 and codes != {SOME_FAILED} else ALL_FAILED
         if all(o.state == "already published" for o in good):
             return NOTHING_DONE
-        return RED_QC if fail_on_qc and any(o.verdict == "do not use" for o in good) else 0
+        return RED_QC if self.fail_on_qc and any(o.verdict == "do not use" for o in good) else 0
 
 
 def run(
@@ -88,12 +92,13 @@ def run(
     todo = []
     for scan in export.scans:
         job = Job(scan, settings, batch.output / ".chiron" / "work" / scan.id, truth)
-        if already_published(batch.output, job):
+        if _stands(batch.output, job):
             batch.add(_in_ledger(batch.output, scan.label, "already published"))
         else:
             todo.append(job)
     if todo:
         _reconstruct_all(batch, todo)
+    batch.on_end()
 
 
 def apart(source: Path, output: Path) -> None:
@@ -105,21 +110,33 @@ def apart(source: Path, output: Path) -> None:
 
 def _reconstruct_all(batch: Batch, todo: list[Job]) -> None:
     os.environ["CHIRON_OUTPUT"] = str(batch.output)
-    last = todo[-1]
 
     def give_up() -> int:
-        """Prefect does not let go: what the ledger says of the last scan counts; without it, scans are left to do."""
-        if already_published(batch.output, last):
-            batch.add(_in_ledger(batch.output, last.scan.label, "published"))
-            return batch.exit_code()
-        return CATALOGUE["R007"].exit
+        """Prefect does not let go: what the ledger says counts, and scans without an entry are left to do."""
+        batch.watching.close()
+        _settle(batch, todo, "Prefect does not answer any more")
+        batch.on_end()
+        return batch.exit_code()
 
     watchdog = Watchdog(give_up)
-    with orchestrator(batch.output / ".chiron" / "prefect"), _signals(Watchdog(lambda: INTERRUPTED)):
-        for job in todo:
-            watchdog.arm(PREFECT_MAY_HOLD_S)
-            batch.add(_reconstruct(batch, job, watchdog))
-    watchdog.disarm()
+    with orchestrator(batch.output / ".chiron" / "prefect"), _signals(batch):
+        try:
+            for job in todo:
+                watchdog.arm(PREFECT_MAY_HOLD_S)
+                batch.add(_reconstruct(batch, job, watchdog))
+        except Exception as error:  # every failure of ours is a ChironError and an outcome: this one is Prefect's
+            _settle(batch, todo, f"Prefect failed ({type(error).__name__})")
+        finally:
+            watchdog.disarm()
+
+
+def _settle(batch: Batch, todo: list[Job], found: str) -> None:
+    """Give every scan that has none an outcome: what stands published, or that the orchestrator was lost."""
+    lost = ChironError("R007", found, "", "Run again: what is done is kept.")
+    settled = {outcome.label for outcome in batch.outcomes}
+    for job in (job for job in todo if job.scan.label not in settled):
+        stands = _stands(batch.output, job)
+        batch.add(_in_ledger(batch.output, job.scan.label, "published") if stands else _failed(batch.output, job, lost))
 
 
 def _reconstruct(batch: Batch, job: Job, watchdog: Watchdog) -> Outcome:
@@ -127,23 +144,19 @@ def _reconstruct(batch: Batch, job: Job, watchdog: Watchdog) -> Outcome:
     from flows.scan import scan, watcher
 
     try:
-        with _claimed(job.folder):
-            job.save()
-            watch = batch.watch(job.scan.label, [*(stage.name for stage in recipe(job.settings)), "publish"])
-            token = watcher.set(Guarded(watch, watchdog))
+        with _claimed(job):
+            stages = [*(stage.name for stage in recipe(job.settings)), "publish"]
+            batch.watching = batch.watch(job.scan.label, stages)
+            token = watcher.set(Guarded(batch.watching, watchdog))
             try:
                 scan(job.scan.id, job.scan.label)
             finally:
                 watcher.reset(token)
-                watch.close()
+                batch.watching.close()
             if not job.settings.keep_work:
                 job.work.remove()
     except ChironError as failure:
         return _failed(batch.output, job, failure)
-    except Exception as error:  # every failure of ours is a ChironError: this one is Prefect's
-        if not already_published(batch.output, job):
-            found = f"Prefect failed ({type(error).__name__})"
-            raise ChironError("R007", found, "", "Run again: what is done is kept.") from None
     return _in_ledger(batch.output, job.scan.label, "published")
 
 
@@ -180,34 +193,58 @@ def _in_ledger(output: Path, label: str, state: State) -> Outcome:
     return Outcome(label, state)
 
 
+def _stands(output: Path, job: Job) -> bool:
+    """Whether this very result is published; a scan whose files cannot be read now is left to its flow to judge."""
+    try:
+        return already_published(output, job)
+    except ChironError:
+        return False
+
+
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Hold the scan for this process; R006 where another one has it. The lock dies with its holder."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / "lock"
-    with path.open("a") as stream:
+def _claimed(job: Job) -> Iterator[None]:
+    """Hold the scan for this process, and write its job; R006 where another has it. The lock dies with its holder."""
+    with ExitStack() as held:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino
-        except BlockingIOError:
-            ours = False
-        if not ours:  # held, or its holder has just ended and tidied up
-            raise ChironError("R006", "another run works on this scan", "one at a time")
+            job.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            stream = held.enter_context((job.folder / "lock").open("a"))
+            if not _locked(stream.fileno(), job.folder / "lock"):
+                raise ChironError("R006", "another run works on this scan", "one at a time")
+            job.save()
+        except OSError as error:
+            raise disk_error(error) from None
         yield
 
 
+def _locked(handle: int, path: Path) -> bool:
+    """Whether the lock is ours; not where it is held, nor where its holder has just ended and tidied up."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
+
+
 @contextmanager
-def _signals(watchdog: Watchdog) -> Iterator[None]:
+def _signals(batch: Batch) -> Iterator[None]:
     """The first interrupt or termination stops the work and ends the process in time; the second ends it at once."""
 
+    def end() -> int:
+        batch.watching.close()
+        return INTERRUPTED
+
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, lambda *_: leave(INTERRUPTED))
+        if armed:
+            leave(end())
+        armed.append(number)
         watchdog.arm(PREFECT_MAY_HOLD_S)
         raise KeyboardInterrupt
 
+    watchdog, armed = Watchdog(end), list[int]()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        watchdog.disarm()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -64,6 +64,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
         seen.settings.append(settings)
         seen.subject = subject
         batch.add(Outcome("sub-abc", "published", "do not use", "sub-abc/page.html"))
+        batch.on_end()
 
     monkeypatch.setattr(flows.batch, "run", run)
     return seen

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -77,8 +78,7 @@ def _unwrap(inputs: Inputs) -> Made:
         raise ChironError("P007", "an empty mask", "a brain")
     if "surprise" in said:
         raise ValueError(f"the file {inputs.job.scan.files[0]} of {SENTINEL}")
-    if os.environ.get("CHIRON_TEST_HANG"):
-        time.sleep(60)
+    time.sleep(float(os.environ.get("CHIRON_TEST_HANG", 0)))
     echoes = torch.ones(2, *SHAPE)
     return Made({"unwrapped_rad": echoes, "offset_rad": echoes[0]})
 
@@ -217,10 +217,10 @@ def test_exit_codes(states: list[tuple[Any, str]], expected: int) -> None:
 
 
 def test_a_result_not_to_be_used_fails_the_command_where_asked(source: Path) -> None:
-    red = Batch(Path(), outcomes=[Outcome("sub-a", "published", "do not use")])
-    assert (red.exit_code(), red.exit_code(fail_on_qc=True)) == (0, 19)
-    fine = Batch(Path(), outcomes=[Outcome("sub-a", "published", "check")])
-    assert fine.exit_code(fail_on_qc=True) == 0
+    red, fine = (Outcome("sub-a", "published", verdict) for verdict in ("do not use", "check"))
+    assert Batch(Path(), outcomes=[red]).exit_code() == 0
+    assert Batch(Path(), fail_on_qc=True, outcomes=[red]).exit_code() == 19
+    assert Batch(Path(), fail_on_qc=True, outcomes=[fine]).exit_code() == 0
 
 
 def test_scans_set_aside_are_outcomes_too(source: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_scans_set_aside_are_outcomes_too(source: Path, tmp_path: Path) -> None:
 
 def test_a_scan_that_another_run_holds_is_busy(source: Path, tmp_path: Path) -> None:
     scan = _scan(export(source, a="") / f"{SENTINEL}-a")
-    with _claimed(tmp_path / "out" / ".chiron" / "work" / scan.id):
+    with _claimed(Job(scan, SETTINGS, tmp_path / "out" / ".chiron" / "work" / scan.id)):
         found, code = outcomes(source, tmp_path / "out")
     assert (found["sub-a"].code, code) == ("R006", 17)
     assert outcomes(source, tmp_path / "out")[1] == 0
@@ -277,9 +277,8 @@ def _task_runs(home: Path) -> list[tuple[str]]:
         return database.execute("select state_name from task_run").fetchall()
 
 
-def test_a_killed_run_continues_and_ends_as_if_nothing_had_been(source: Path, tmp_path: Path) -> None:
-    own_server = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with hanging(export(source, a=""), tmp_path / "out", own_server) as process:
+def test_a_killed_run_continues_and_ends_as_if_nothing_had_been(source: Path, tmp_path: Path, _server: Path) -> None:
+    with hanging(export(source, a=""), tmp_path / "out", own_server(_server)) as process:
         server = _children(process.pid)
         process.kill()
     assert server and not (tmp_path / "out" / "sub-a").exists()
@@ -301,10 +300,18 @@ def test_an_interrupted_run_says_so_and_ends(source: Path, tmp_path: Path, numbe
     assert not (tmp_path / "out" / "sub-a").exists() and not (tmp_path / "out" / "failed").exists()
 
 
+def own_server(home: Path) -> dict[str, str]:
+    """An environment whose process starts a server of its own, on the database of ours: that one need not be made."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return plain | {"PREFECT_HOME": str(home)}
+
+
 @contextmanager
-def hanging(source: Path, output: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def hanging(
+    source: Path, output: Path, environment: dict[str, str], seconds: float = 60
+) -> Iterator[subprocess.Popen[str]]:
     """`chiron run` with the stages of this file, in a process that hangs in its second stage by now."""
-    environment |= {"CHIRON_TEST_HANG": "1", "CHIRON_KEY_FILE": str(output.parent / "key")}
+    environment |= {"CHIRON_TEST_HANG": str(seconds), "CHIRON_KEY_FILE": str(output.parent / "key")}
     command = [sys.executable, __file__, "run", str(source), str(output), "--method", "tkd", "--device", "cpu"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: (output / ".chiron" / "stages.txt").exists() and len(stages_run(output)) == 2)
@@ -320,6 +327,43 @@ def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_prefect_that_is_lost_costs_no_result(
+    source: Path, tmp_path: Path, _server: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What happens in `give_up` must happen in a process of its own, for it ends the process."""
+    environment = own_server(_server) | {"CHIRON_TEST_PATIENCE": "3"}
+    with hanging(export(source, a="", b=""), tmp_path / "out", environment, 2) as process:
+        (server,) = _children(process.pid)
+        os.kill(server, signal.SIGKILL)
+        process.wait(timeout=40)
+    assert process.returncode == 10
+    assert (tmp_path / "out" / "sub-a").is_dir() and not (tmp_path / "out" / "sub-b").exists()
+    said = capfd.readouterr().out
+    assert re.search(r"sub-a +published", said) and re.search(r"sub-b +failed\n +R007", said)
+
+
+def test_a_scan_whose_files_vanish_is_recorded_and_stops_no_other(source: Path, tmp_path: Path) -> None:
+    export(source, a="", b="")
+
+    def vanish(found: Export) -> None:
+        (source / f"{SENTINEL}-a").unlink()
+
+    batch = Batch(tmp_path / "out", on_found=vanish)
+    run(batch, source, SETTINGS, KEY)
+    assert [(o.label, o.state, o.code) for o in batch.outcomes] == [
+        ("sub-a", "failed", "F016"),
+        ("sub-b", "published", ""),
+    ]
+
+
+def test_a_work_folder_that_cannot_be_made_fails_the_scan_alone(source: Path, tmp_path: Path) -> None:
+    scan = _scan(export(source, a="", b="") / f"{SENTINEL}-a")
+    (tmp_path / "out" / ".chiron" / "work").mkdir(parents=True)
+    (tmp_path / "out" / ".chiron" / "work" / scan.id).write_text("in the way")
+    found, code = outcomes(source, tmp_path / "out")
+    assert (found["sub-a"].code, found["sub-b"].state, code) == ("S002", "published", 10)
 
 
 def test_a_prefect_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,4 +429,5 @@ if __name__ == "__main__":
     from flows.cli import main
 
     install(setattr)
+    flows.batch.PREFECT_MAY_HOLD_S = float(os.environ.get("CHIRON_TEST_PATIENCE", flows.batch.PREFECT_MAY_HOLD_S))
     main()

@@ -13,6 +13,7 @@ from flows.cli.options import INTERRUPTED, NOTHING_DONE, Also, Config, Device, I
 from pipeline.errors import ChironError
 
 if TYPE_CHECKING:
+    from flows.batch import Batch
     from pipeline.settings import Settings
 
 
@@ -50,7 +51,7 @@ def run(
     words = [*(set or []), *_acquisition_words(echo_times, b0, phase_range, phase_sign, mask)]
     beside = [name for given in also or [] for name in given.split(",")] or None
     settings = all_settings.load(config, words, method=method, also=beside, device=device)
-    raise typer.Exit(_batch(input, output, settings, load_key(), subject, fail_on_qc, json))
+    raise typer.Exit(_batch(input, output, settings, load_key(), subject, fail_on_qc, json).exit_code())
 
 
 def demo(
@@ -81,10 +82,12 @@ def demo(
     prepare(output)
     show.console(stderr=True).print("simulating a head and its scan")
     made = simulate(output / "sourcedata", vendor, voxel_size, seed)
-    code = _batch(made.export, output, settings, load_key(output / ".chiron" / "demo.key"), "demo", truth=made.truth)
-    if qc := next(output.glob("sub-demo/**/*_qc.json"), None):
-        show.metrics(json_format.loads(qc.read_text())["methods"], show.console())
-    raise typer.Exit(0 if code == NOTHING_DONE else code)
+    batch = _batch(made.export, output, settings, load_key(output / ".chiron" / "demo.key"), "demo", truth=made.truth)
+    for outcome in batch.outcomes:
+        qc = output / Path(outcome.report).parent / "anat" / f"{outcome.label}_qc.json"
+        if qc.is_file():
+            show.metrics(json_format.loads(qc.read_text())["methods"], show.console())
+    raise typer.Exit(0 if batch.exit_code() == NOTHING_DONE else batch.exit_code())
 
 
 def _batch(
@@ -96,7 +99,7 @@ def _batch(
     fail_on_qc: bool = False,
     as_json: bool = False,
     truth: Path | None = None,
-) -> int:
+) -> Batch:
     """Run the batch, say what it does on standard error and how it ended on standard output."""
     from flows.batch import Batch, apart
     from flows.batch import run as run_batch
@@ -108,22 +111,20 @@ def _batch(
     beside, out = show.console(stderr=True), show.console()
     batch = Batch(
         output,
+        fail_on_qc,
         on_found=lambda found: beside.print(show.counted(found)),
         on_outcome=(lambda how: None) if as_json else lambda how: show.outcome(how, output, out),
+        on_end=lambda: show.as_json([how.json() for how in batch.outcomes]) if as_json else None,
         watch=lambda label, stages: watch(beside, label, stages),
     )
     try:
         run_batch(batch, source, settings, key, subject, truth)
     except KeyboardInterrupt:
         beside.print("interrupted; what is done is kept, the same command continues")
-        return INTERRUPTED
-    finally:
-        if as_json:
-            show.as_json([how.json() for how in batch.outcomes])
-    code = batch.exit_code(fail_on_qc)
-    if code == NOTHING_DONE:
+        raise typer.Exit(INTERRUPTED) from None
+    if batch.exit_code() == NOTHING_DONE:
         beside.print("nothing to do")
-    return code
+    return batch
 
 
 def _acquisition_words(
