@@ -16,8 +16,8 @@ from flows.engine import Watchdog, leave, orchestrator
 from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
 from pipeline.errors import CATALOGUE, ChironError
-from pipeline.find import Export, find
-from pipeline.publish import already_published, prepare, read_manifests
+from pipeline.find import Export, SetAside, find
+from pipeline.publish import already_published, prepare, read_manifests, record_set_aside
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
 from pipeline.work import disk_error
@@ -54,11 +54,16 @@ class Batch:
     on_end: Callable[[], None] = lambda: None
     watch: Callable[[str, list[str]], Watcher] = lambda label, stages: Silent()
     outcomes: list[Outcome] = field(default_factory=list)
+    aside: tuple[SetAside, ...] = ()
     watching: Watcher = field(default_factory=Silent)
 
     def add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         self.on_outcome(outcome)
+
+    def finish(self) -> None:
+        record_set_aside(self.output, self.aside)
+        self.on_end()
 
     def exit_code(self) -> int:
         """0 where every scan is published, now or before and one of them now; else the code that says what is wrong."""
@@ -87,7 +92,8 @@ def run(
     prepare(batch.output)
     export = find(source, key, subject)
     batch.on_found(export)
-    for aside in export.set_aside:
+    batch.aside = export.set_aside
+    for aside in batch.aside:
         batch.add(Outcome(aside.label, "set aside", code=aside.code, text=aside.text))
     todo = []
     for scan in export.scans:
@@ -98,7 +104,7 @@ def run(
             todo.append(job)
     if todo:
         _reconstruct_all(batch, todo)
-    batch.on_end()
+    batch.finish()
 
 
 def apart(source: Path, output: Path) -> None:
@@ -115,7 +121,7 @@ def _reconstruct_all(batch: Batch, todo: list[Job]) -> None:
         """Prefect does not let go: what the ledger says counts, and scans without an entry are left to do."""
         batch.watching.close()
         _settle(batch, todo, "Prefect does not answer any more")
-        batch.on_end()
+        batch.finish()
         return batch.exit_code()
 
     watchdog = Watchdog(give_up)

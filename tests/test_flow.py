@@ -33,6 +33,7 @@ from flows.engine import Watchdog, orchestrator
 from flows.watch import Bar, Forecast, Lines, watch
 from pipeline.errors import ChironError
 from pipeline.find import Export, Scan, SetAside
+from pipeline.publish import read_manifests
 from pipeline.recipe import Inputs, Job
 from pipeline.settings import load
 from pipeline.volumes import Grid
@@ -227,6 +228,10 @@ def test_scans_set_aside_are_outcomes_too(source: Path, tmp_path: Path) -> None:
     (export(source, a="") / "aside").write_text("")
     found, code = outcomes(source, tmp_path / "out")
     assert (found["sub-aside"].state, found["sub-aside"].code, code) == ("set aside", "P001", 10)
+    assert {r["label"]: r["state"] for r in read_manifests(tmp_path / "out")} == {
+        "sub-a": "published",
+        "sub-aside": "set aside",
+    }
 
 
 def test_a_scan_that_another_run_holds_is_busy(source: Path, tmp_path: Path) -> None:
