@@ -1,8 +1,8 @@
 """Local field (ppm) and its noise -> susceptibility (ppm), by the methods without a network: TKD, Tikhonov, RTS, TV.
 
-All share one signature: `method(field, weight, dipole, params)` with `field` (X, Y, Z) in ppm, `weight` = 1 / standard deviation
-of the field in 1/ppm and zero outside the mask, `dipole` the operator on that grid. They return chi (X, Y, Z) in ppm, up to
-a constant. Data terms are in units of the noise, so that one strength of regularisation serves every noise level.
+All share one signature: `method(field, weight, dipole, params)` with `field` (X, Y, Z) in ppm, `weight` = 1 / standard
+deviation of the field in 1/ppm and zero outside the mask, `dipole` the operator on that grid. They return chi (X, Y, Z)
+in ppm, up to a constant. Data terms are in units of the noise, so that one strength serves every noise level.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def tikhonov(field: Tensor, weight: Tensor, dipole: Dipole, params: Tikhonov) ->
 def rts(field: Tensor, weight: Tensor, dipole: Dipole, params: RTS) -> Tensor:
     """A few steps of a weighted fit give k-space where |D| > delta; total variation fills in the rest.
 
-    The noise that the first step leaves in chi is that of the field over |D|, so the strength is scaled by its mean square.
+    The noise that the first step leaves in chi is that of the field over |D|: its mean square scales the strength.
     """
     D, grad2 = dipole.kernel, _laplacian_spectrum(dipole)
     believed = (D.abs() > params.delta).to(D.dtype)
@@ -129,10 +129,12 @@ def _cgls(field: Tensor, weight: Tensor, dipole: Dipole, steps: int) -> Tensor:
     D, w = dipole.kernel, _pad(weight, dipole)
 
     def forward(x: Tensor) -> Tensor:
-        return w * torch.fft.irfftn(D * torch.fft.rfftn(x), s=dipole.padded)
+        field: Tensor = torch.fft.irfftn(D * torch.fft.rfftn(x), s=dipole.padded)
+        return w * field
 
     def adjoint(r: Tensor) -> Tensor:
-        return torch.fft.irfftn(D * torch.fft.rfftn(w * r), s=dipole.padded)
+        chi: Tensor = torch.fft.irfftn(D * torch.fft.rfftn(w * r), s=dipole.padded)
+        return chi
 
     r = w * _pad(field, dipole)
     p = s = adjoint(r)
@@ -152,19 +154,19 @@ def _cgls(field: Tensor, weight: Tensor, dipole: Dipole, steps: int) -> Tensor:
 
 def _gradient(x: Tensor, dipole: Dipole) -> Tensor:
     """Periodic forward differences (3, X, Y, Z), scaled to the mean voxel size so that they compare across axes."""
-    return torch.stack([(x.roll(-1, axis) - x) * h for axis, h in enumerate(_steps(dipole))])
+    return torch.stack([(x.roll(-1, axis) - x) * h for axis, h in enumerate(steps(dipole))])
 
 
 def _divergence(g: Tensor, dipole: Dipole) -> Tensor:
     """Adjoint of `_gradient`."""
-    parts = [(g[axis].roll(1, axis) - g[axis]) * h for axis, h in enumerate(_steps(dipole))]
+    parts = [(g[axis].roll(1, axis) - g[axis]) * h for axis, h in enumerate(steps(dipole))]
     return parts[0] + parts[1] + parts[2]
 
 
 def _laplacian_spectrum(dipole: Dipole) -> Tensor:
     """The half spectrum of `_divergence(_gradient(x))`."""
     total = torch.zeros_like(dipole.kernel)
-    for axis, (n, h) in enumerate(zip(dipole.padded, _steps(dipole), strict=True)):
+    for axis, (n, h) in enumerate(zip(dipole.padded, steps(dipole), strict=True)):
         k = torch.arange(total.shape[axis], device=total.device, dtype=total.dtype)
         view = [1, 1, 1]
         view[axis] = -1
@@ -172,7 +174,8 @@ def _laplacian_spectrum(dipole: Dipole) -> Tensor:
     return total
 
 
-def _steps(dipole: Dipole) -> list[float]:
+def steps(dipole: Dipole) -> list[float]:
+    """Mean voxel size over the size along each axis: what a difference counts."""
     v = dipole.voxel_size_mm
     mean = (v[0] * v[1] * v[2]) ** (1 / 3)
     return [mean / size for size in v]

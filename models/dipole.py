@@ -14,14 +14,17 @@ from torch import Tensor
 
 Triple = Sequence[float]
 
+GAMMA_MHZ_PER_T = 42.577478  # proton gyromagnetic ratio / 2 pi
+
 
 def fft_size(n: int) -> int:
     """The smallest even size >= n whose prime factors are 2, 3 and 5."""
-    return min(
+    sizes = (
         size
         for a, b in itertools.product(range(8), range(6))
         for size in [2 * 3**a * 5**b * 2 ** max(0, ((n - 1) // (2 * 3**a * 5**b)).bit_length())]
     )
+    return int(min(sizes))
 
 
 def padded_shape(shape: Sequence[int], padding: float) -> tuple[int, int, int]:
@@ -63,7 +66,7 @@ def dipole_kernel(
     nyquist = sum(b[i] ** 2 * (k[i] ** 2 - signed[i] ** 2) for i in range(3))
     k2 = k[0] ** 2 + k[1] ** 2 + k[2] ** 2
     k2[0, 0, 0] = 1
-    kernel: Tensor = 1 / 3 - (along**2 + nyquist) / k2  # type: ignore[operator]
+    kernel: Tensor = 1 / 3 - (along**2 + nyquist) / k2
     kernel[0, 0, 0] = 0
     return kernel.to(dtype)
 
@@ -93,12 +96,14 @@ class Dipole:
 
     def fft(self, volume: Tensor) -> Tensor:
         """Half spectrum of a volume (..., X, Y, Z), zero-padded at the far ends."""
-        return torch.fft.rfftn(volume, s=self.padded, dim=(-3, -2, -1))
+        spectrum: Tensor = torch.fft.rfftn(volume, s=self.padded, dim=(-3, -2, -1))
+        return spectrum
 
     def ifft(self, spectrum: Tensor) -> Tensor:
         """The cropped volume of a half spectrum."""
         x, y, z = self.shape
-        return torch.fft.irfftn(spectrum, s=self.padded, dim=(-3, -2, -1))[..., :x, :y, :z]
+        volume: Tensor = torch.fft.irfftn(spectrum, s=self.padded, dim=(-3, -2, -1))
+        return volume[..., :x, :y, :z]
 
     def forward(self, chi_ppm: Tensor) -> Tensor:
         """Field in ppm of B0 that `chi_ppm` makes. The operator is its own adjoint."""

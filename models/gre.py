@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.dipole import Triple
+from models.dipole import GAMMA_MHZ_PER_T, Triple
 from models.head import Head, fields, simulate_head
 from models.head.geometry import Waves, grid_axes
-
-GAMMA_MHZ_PER_T = 42.577478  # proton gyromagnetic ratio / 2 pi
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,8 @@ class UNet(nn.Module):
         super().__init__()
         widths = list(channels)
         self.first = _block(inputs, widths[0])
-        self.down = nn.ModuleList(
-            nn.Sequential(_block(a, b, stride=2), _block(b, b)) for a, b in zip(widths, widths[1:], strict=False)
-        )
-        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Sequential(_block(a, b, stride=2), _block(b, b)) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in pairwise(widths))
         self.last = nn.Conv3d(widths[0], 1, 1)
         self.apply(_initialise)
         if zero_last:

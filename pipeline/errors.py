@@ -27,7 +27,9 @@ CATALOGUE: dict[str, Fault] = {
     "F001": Fault("an empty file", "ignore", "Export the study again if the scan is short of a slice."),
     "F002": Fault("a file that is no MR image", "ignore", "Nothing: such files belong to many exports."),
     "F003": Fault("a truncated DICOM file", "set aside", "Copy or export the scan again."),
-    "F004": Fault("a DICOM file without the tags an image needs", "set aside", "Export the scan again from the scanner."),
+    "F004": Fault(
+        "a DICOM file without the tags an image needs", "set aside", "Export the scan again from the scanner."
+    ),
     "F010": Fault("compressed pixels that no installed decoder reads", "set aside", "Export uncompressed."),
     "F011": Fault("lossy compression", "set aside", "Export uncompressed or losslessly: lossy phase is not usable."),
     "F012": Fault("a file that inflates beyond all bounds", "ignore", "Do not trust where this file came from."),
@@ -36,7 +38,9 @@ CATALOGUE: dict[str, Fault] = {
     "F015": Fault("something that cannot be read as a file", "ignore", "Check the rights of the export."),
     "F016": Fault("a file that vanished while it was read", "set aside", "Wait until the export has ended; run again."),
     "G001": Fault("the same image twice", "warn", "Nothing: one of them is used."),
-    "G002": Fault("two different images under one identity", "set aside", "Export the scan again into an empty folder."),
+    "G002": Fault(
+        "two different images under one identity", "set aside", "Export the scan again into an empty folder."
+    ),
     "G003": Fault("two patients in one series", "set aside", "Export each patient by itself."),
     "G004": Fault("no patient identity", "set aside", "Give a label with --subject, one scan at a time."),
     "G005": Fault("two patients with one pseudonym", "set aside", "Use another key file."),
@@ -49,31 +53,34 @@ CATALOGUE: dict[str, Fault] = {
     "E004": Fault("unevenly spaced slices", "set aside", "QSM needs a 3D acquisition with even spacing."),
     "E005": Fault("echo times that repeat", "set aside", "Give the true ones with --echo-times."),
     "E006": Fault("echo times that are missing or senseless", "set aside", "Give the true ones with --echo-times."),
-    "E007": Fault("a single echo", "warn", "Phase offsets cannot be told from the field; acquire three or more echoes."),
+    "E007": Fault(
+        "a single echo", "warn", "Phase offsets cannot be told from the field; acquire three or more echoes."
+    ),
     "E008": Fault("an orientation that is absent or not orthonormal", "set aside", "Export the scan again."),
     "E009": Fault("conflicting positions of a slice", "warn", "Nothing: the public tag is used."),
     "E010": Fault("a mosaic image", "set aside", "QSM needs a 3D gradient-echo scan, not a mosaic."),
     "E011": Fault("matrices that differ between magnitude, phase or echoes", "set aside", "Export one reconstruction."),
     "E012": Fault("a field strength that is missing or senseless", "set aside", "Give the true one with --b0."),
     "E013": Fault("a bipolar readout", "warn", "Nothing where it was corrected; monopolar scans are better."),
-    "E014": Fault("converter and headers disagree", "set aside", "Send the headers, not the images, to the developers."),
+    "E014": Fault(
+        "converter and headers disagree", "set aside", "Send the headers, not the images, to the developers."
+    ),
     "P001": Fault("no phase of each echo", "set aside", "Export phase (or real and imaginary) images of every echo."),
     "P002": Fault("a phase range that can be read in two ways", "set aside", "State the range with --phase-range."),
-    "P003": Fault("a phase sign that looks inverted", "warn", "State the sign with --phase-sign."),
     "P004": Fault("phase that is already unwrapped or filtered", "set aside", "Export the unfiltered phase."),
     "P005": Fault("phase or magnitude without content", "set aside", "Export the scan again."),
     "P006": Fault("values that are not finite", "set aside", "Export the scan again."),
-    "P007": Fault("a mask that is empty, tiny or everything", "set aside", "Give a mask with --mask, or look at the scan."),
+    "P007": Fault(
+        "a mask that is empty, tiny or everything", "set aside", "Give a mask with --mask, or look at the scan."
+    ),
     "P008": Fault("a mask in pieces", "warn", "Look at the outline in the report."),
     "R001": Fault("the asked device is not there", "refuse", "Use --device cpu or auto.", 16),
     "R002": Fault("out of memory", "set aside", "Use a machine with more memory, or --device cpu."),
     "R003": Fault("a job beyond its time limit", "set aside", "Look at the machine, then run again."),
-    "R004": Fault("a volume larger than the memory allowed", "set aside", "Use a machine with more memory."),
     "R005": Fault("an unexpected failure of our own", "set aside", "Send the code and the trace to the developers.", 1),
     "R006": Fault("another run works on this scan", "refuse", "Wait for it to end.", 17),
     "R007": Fault("the orchestrator cannot be reached", "refuse", "Check PREFECT_API_URL, or unset it.", 18),
     "M001": Fault("a reconstruction that diverged", "warn", "The classical map was published in its place."),
-    "M002": Fault("weights that are missing or not the ones on record", "refuse", "Install the package again.", 15),
     "S001": Fault("the disk is full", "set aside", "Free space; the run continues where it stopped.", 14),
     "S002": Fault("an output folder that cannot be used", "refuse", "Choose another output folder.", 14),
     "S003": Fault("an input folder that cannot be read", "refuse", "Check the path and its rights.", 13),
@@ -83,7 +90,7 @@ CATALOGUE: dict[str, Fault] = {
 
 
 class ChironError(Exception):
-    """A fault met: its code, what was found, what was expected and what to do. Safe to print: names no patient, no path."""
+    """A fault met: its code, what was found, what was expected, what to do. Safe to print: no patient, no path."""
 
     def __init__(self, code: str, found: str, expected: str = "", todo: str = "") -> None:
         self.code = code

@@ -26,7 +26,7 @@ def total_field(echoes: Echoes, mask: Tensor) -> Fitted:
 
     `echoes` hold unwrapped phase without offset. The noise of the complex signal is estimated from what the fit leaves
     (three echoes or more) or from neighbouring voxels; the field's standard deviation follows from it voxel by voxel.
-    The residual is the weighted RMS misfit in units of the signal: |sum m^2 (1 - exp(i r))| / sum m^2, 0 perfect, 1 none.
+    The residual is 1 - |sum m^2 exp(i r)| / sum m^2 with r the misfit of each echo: 0 is a perfect fit, 1 none at all.
     """
     if not bool(mask.any()):
         raise ChironError("P007", "an empty mask", "a mask of the brain")
@@ -55,7 +55,7 @@ def total_field(echoes: Echoes, mask: Tensor) -> Fitted:
 def _signal_noise(echoes: Echoes, left: Tensor, mask: Tensor) -> float:
     """Standard deviation of the signal's real part, robust against what no noise is.
 
-    Second differences along each axis of the phase's misfit (of the phase itself for one or two echoes), times magnitude,
+    Second differences along each axis of the misfit (of the phase itself for one or two echoes), times magnitude,
     remove what is smooth; their median absolute value is scaled to that of a Gaussian.
     """
     count = len(echoes.echo_times_s)

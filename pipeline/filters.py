@@ -1,4 +1,4 @@
-"""A volume -> its Gaussian or spherical mean, its mask eroded or dilated by a radius in mm; by FFT, any voxel size, any device."""
+"""A volume -> its Gaussian or spherical mean; a mask -> eroded or dilated by a radius in mm. By FFT, any voxel size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def sphere_response(padded: Sequence[int], voxel_size_mm: Triple, radius_mm: flo
     edge = min(voxel_size_mm)
     sphere = ((radius_mm - r) / edge + 0.5).clamp(0, 1)
     sphere[0, 0, 0] = 1
-    return torch.fft.rfftn(sphere / sphere.sum()).real.to(like.dtype)
+    response: Tensor = torch.fft.rfftn(sphere / sphere.sum()).real
+    return response.to(like.dtype)
 
 
 def erode(mask: Tensor, voxel_size_mm: Triple, radius_mm: float) -> Tensor:
@@ -62,4 +63,5 @@ def _padded(shape: Sequence[int], voxel_size_mm: Triple, reach_mm: float) -> tup
 def _filtered(volume: Tensor, response: Tensor, padded: tuple[int, int, int]) -> Tensor:
     x, y, z = volume.shape[-3:]
     dims = (-3, -2, -1)
-    return torch.fft.irfftn(torch.fft.rfftn(volume, s=padded, dim=dims) * response, s=padded, dim=dims)[..., :x, :y, :z]
+    mean: Tensor = torch.fft.irfftn(torch.fft.rfftn(volume, s=padded, dim=dims) * response, s=padded, dim=dims)
+    return mean[..., :x, :y, :z]

@@ -17,8 +17,13 @@ from pipeline.volumes import Field, Susceptibility
 if TYPE_CHECKING:
     from pipeline.settings import Settings
 
-PADDING = 0.2  # share of each size added around the mask's box: wrap-around of local fields is below their noise from there on
-CLASSICAL = {"tkd": classical.tkd, "tikhonov": classical.tikhonov, "rts": classical.rts, "tv": classical.tv}
+PADDING = 0.2  # share of each size added to the mask's box; tissue's fields have fallen off that far from the mask
+CLASSICAL: dict[str, Callable[..., Tensor]] = {
+    "tkd": classical.tkd,
+    "tikhonov": classical.tikhonov,
+    "rts": classical.rts,
+    "tv": classical.tv,
+}
 PARAMS: dict[str, type] = {
     "tkd": classical.TKD,
     "tikhonov": classical.Tikhonov,
@@ -94,5 +99,3 @@ def bounding_box(mask: Tensor, margin: int = 2) -> tuple[slice, slice, slice]:
         inside = torch.nonzero(mask.amax(dim=others).flatten()).flatten()
         slices.append(slice(max(0, int(inside[0]) - margin), min(mask.shape[axis], int(inside[-1]) + 1 + margin)))
     return slices[0], slices[1], slices[2]
-
-

@@ -1,7 +1,7 @@
-"""The way of one scan: its stages in order, written once. `reconstruct` runs them; a scheduler may run them one by one.
+"""The way of one scan: its stages in order, written once. `reconstruct` runs them; a scheduler runs them one by one.
 
-A stage reads results of earlier stages and its own sections of the settings, and hands over arrays and facts. Its result is
-reused only where it is proven the same: same inputs, same settings, same version, every file with its recorded hash.
+A stage reads results of earlier stages and its own sections of the settings, and hands over arrays and facts. Its
+result is reused only where it is proven the same: inputs, settings, version, and every file with its recorded hash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pipeline
 from pipeline.background import remove_background
 from pipeline.convert import convert
 from pipeline.device import peak_memory_bytes, pick_device
-from pipeline.errors import ChironError
+from pipeline.errors import ChironError, Notice
 from pipeline.field import total_field
 from pipeline.find import Scan
 from pipeline.invert import chosen_methods, classical_default, invert
@@ -123,9 +123,23 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
         Stage("mask", 1, ("convert",), ("mask",), _mask, "finding the brain"),
         Stage("unwrap", 1, ("convert", "mask"), ("unwrap",), _unwrap, "unwrapping the phase"),
         Stage("field", 1, ("convert", "mask", "unwrap"), (), _field, "fitting the field"),
-        Stage("background", 1, ("convert", "field"), ("background", "vsharp", "pdf"), _background, "removing the background"),
+        Stage(
+            "background",
+            1,
+            ("convert", "field"),
+            ("background", "vsharp", "pdf"),
+            _background,
+            "removing the background",
+        ),
         *(
-            Stage(f"invert-{m}", 1, ("convert", "field", "background"), ("device", m), partial(_invert, m), f"inverting ({m})")
+            Stage(
+                f"invert-{m}",
+                1,
+                ("convert", "field", "background"),
+                ("device", m),
+                partial(_invert, m),
+                f"inverting ({m})",
+            )
             for m in methods
         ),
         Stage("quality", 1, _before_quality(methods), ("method",), _quality, "measuring quality"),
@@ -179,10 +193,17 @@ def _key(stage: Stage, job: Job, done: Mapping[str, Result]) -> str:
     if not stage.after:
         key["files"] = job.scan.content_digest()
     if stage.name == "mask" and job.settings.mask.file:
-        key["mask"] = file_digest(Path(job.settings.mask.file))
+        key["mask"] = _mask_digest(Path(job.settings.mask.file))
     if stage.name == "quality" and job.truth:
         key["truth"] = file_digest(job.truth)
     return digest(key)
+
+
+def _mask_digest(file: Path) -> str:
+    try:
+        return file_digest(file)
+    except OSError as error:
+        raise ChironError("X002", f"a mask that cannot be read ({error.strerror})", "a NIfTI file") from None
 
 
 def _plain(value: Any) -> Any:
@@ -247,8 +268,18 @@ def _background(inputs: Inputs) -> Made:
 
 
 def _invert(method: str, inputs: Inputs) -> Made:
-    """-> chi_ppm, referenced to the mean in the final mask; facts: method, reference, and what the method says."""
-    found: Susceptibility = invert(inputs.local_field(), method, getattr(inputs.settings, method), inputs.progress)
+    """-> chi_ppm, referenced to the mean in the final mask; facts: method, reference, and what the method says.
+
+    A method that diverges leaves zeros and a notice: the quality stage then puts the classical map in its place.
+    """
+    local = inputs.local_field()
+    try:
+        found: Susceptibility = invert(local, method, getattr(inputs.settings, method), inputs.progress)
+    except ChironError as error:
+        if error.code != "M001" or method == classical_default():
+            raise
+        facts = {"method": method, "diverged": error.found}
+        return Made({"chi_ppm": torch.zeros_like(local.ppm)}, facts=facts, notices=[Notice("M001", error.found)])
     return Made({"chi_ppm": found.ppm}, facts={"method": method, **found.facts})
 
 

@@ -1,12 +1,14 @@
-"""Wrapped phase of one or two echoes -> the phase unwrapped in space, by growing a region along the most reliable edges.
+"""Wrapped phase of one or two echoes -> the phase unwrapped in space, region by region along its most reliable edges.
 
-ROMEO (Dymerska 2021, doi 10.1002/mrm.28563). An edge joins two neighbouring voxels; its weight (0 to 1) is the product of phase
-coherence, phase linearity, magnitude coherence and, with a second echo, the coherence of the phase gradient in time. Edges are
-taken best first from a queue of 255 buckets, each a linked list in one array: every edge is queued at most once.
+ROMEO (Dymerska 2021, doi 10.1002/mrm.28563). An edge joins two neighbouring voxels; its weight (0 to 1) is the product
+of phase coherence, phase linearity, magnitude coherence and, with a second echo, the coherence of the phase gradient in
+time. Edges are taken best first from a queue of 255 buckets, each a linked list in one array: every edge is queued at
+most once.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -26,8 +28,8 @@ def unwrap_volume(
 ) -> Volume:
     """Phase (X, Y, Z) in radians, unwrapped inside the mask and zero outside.
 
-    `second` is the phase of another echo at `times_s[1]`, `times_s[0]` belonging to `phase`. Each connected piece of the mask
-    is unwrapped by itself, and shifted by the multiple of 2 pi that brings its median nearest to zero.
+    `second` is the phase of another echo at `times_s[1]`; `times_s[0]` belongs to `phase`. Each connected piece of the
+    mask is unwrapped by itself, and shifted by the multiple of 2 pi that brings its median nearest to zero.
     """
     phase = np.ascontiguousarray(phase, dtype=np.float32)
     other = phase if second is None else np.ascontiguousarray(second, dtype=np.float32)
@@ -59,13 +61,13 @@ def quality(
 
 
 @numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
-def _wrap(angle: float) -> float:
+def _wrap(angle: Any) -> Any:
     return angle - TWO_PI * np.round(angle / TWO_PI)
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)  # type: ignore[untyped-decorator]
 def edge_weights(phase: Any, magnitude: Any, mask: Any, second: Any, ratio: float) -> Any:
-    """Weight 1 to 255 (X, Y, Z, 3) of the edge from each voxel to the next one along each axis; 0 where there is none."""
+    """Weight 1 to 255 (X, Y, Z, 3) of the edge from each voxel to the next along each axis; 0 where there is none."""
     nx, ny, nz = phase.shape
     out = np.zeros((nx, ny, nz, 3), np.uint8)
     for x in numba.prange(nx):
@@ -179,6 +181,6 @@ def _centre(phase: Volume, piece: npt.NDArray[np.int32], pieces: int) -> None:
     order = np.argsort(piece, axis=None, kind="stable")
     bounds = np.searchsorted(piece.reshape(-1)[order], np.arange(1, pieces + 2))
     flat = phase.reshape(-1)
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         members = order[start:stop]
         flat[members] -= np.float32(TWO_PI) * np.round(np.median(flat[members]) / TWO_PI)

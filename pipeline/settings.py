@@ -50,7 +50,10 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _ranges(self) -> Settings:
         for section in sections():
-            check_ranges(getattr(self, section))
+            try:
+                check_ranges(getattr(self, section))
+            except ValueError as error:
+                raise ValueError(f"{section}.{error}") from None
         return self
 
 
@@ -61,7 +64,7 @@ def sections() -> dict[str, type]:
 
 
 def load(file: Path | None = None, words: Iterable[str] = (), **given: Any) -> Settings:
-    """Settings from a TOML file, then `section.name=value` words, then keywords that are not None; X001 if not valid."""
+    """Settings from a TOML file, then `section.name=value` words, then keywords that are not None; X001 if invalid."""
     values: dict[str, Any] = _read(file) if file else {}
     for word in words:
         path, equals, text = word.partition("=")
@@ -90,8 +93,8 @@ def parse(values: dict[str, Any]) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "a section"
-        raise ChironError("X001", f"the setting {where}", first["msg"]) from None
+        where = "the setting " + ".".join(str(part) for part in first["loc"]) if first["loc"] else "a setting"
+        raise ChironError("X001", where, first["msg"].removeprefix("Value error, ")) from None
 
 
 def _read(file: Path) -> dict[str, Any]:

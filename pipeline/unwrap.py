@@ -1,4 +1,4 @@
-"""Wrapped echoes -> unwrapped echoes, free of phase offsets: MCPC-3D-S, then ROMEO in space and the other echoes in time."""
+"""Wrapped echoes -> unwrapped echoes, free of phase offsets: MCPC-3D-S, ROMEO in space, the later echoes in time."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ BIPOLAR_RAD = 0.15  # RMS of the linear part of the difference between echoes of
 def unwrap(echoes: Echoes, mask: Tensor, params: Unwrap = Unwrap()) -> Unwrapped:
     """Unwrap all echoes inside `mask` (bool X, Y, Z); outside it the phase is zero.
 
-    The offset is estimated where there is signal, from pairs of equally spaced echoes of one polarity (MCPC-3D-S, Eckstein
-    2018, doi 10.1002/mrm.26963); from a single echo it cannot be told and stays. Echo one is unwrapped in space with the
-    second echo as a witness; each later one by the field that those before it give (template unwrapping in time).
+    Where the readout alternates, even echoes are first brought in line with odd ones. The offset is what neighbouring,
+    equally spaced echoes extrapolate to at time zero, smoothed (MCPC-3D-S, Eckstein 2018, doi 10.1002/mrm.26963); from
+    a single echo it cannot be told and stays. The first echo is unwrapped in space with the second as a witness, each
+    later one by the field that those before it give (template unwrapping in time).
     """
     phase, decisions, notices = echoes.phase_rad, [], []
     signal = torch.polar(echoes.magnitude, phase)
@@ -137,7 +138,7 @@ def _in_space_and_time(echoes: Echoes, mask: Tensor) -> Tensor:
 
 
 def _laplacian(echoes: Echoes, mask: Tensor) -> Tensor:
-    """Each echo by the Laplacian of its phase (Schofield & Zhu 2003, doi 10.1364/OL.28.001194); loses harmonic fields."""
+    """Each echo by the Laplacian of its phase (Schofield & Zhu 2003, doi 10.1364/OL.28.001194): smooth, not exact."""
     return torch.stack([torch.where(mask, laplacian_phase(p, echoes.grid), 0) for p in echoes.phase_rad])
 
 
@@ -154,7 +155,8 @@ def laplacian_phase(phase: Tensor, grid: Grid) -> Tensor:
         laplacian = laplacian + ((2 * torch.cos(TWO_PI * k) - 2) / size**2).view(view)
 
     def apply(volume: Tensor, response: Tensor) -> Tensor:
-        return torch.fft.irfftn(torch.fft.rfftn(volume) * response, s=mirrored.shape)
+        applied: Tensor = torch.fft.irfftn(torch.fft.rfftn(volume) * response, s=mirrored.shape)
+        return applied
 
     sine, cosine = mirrored.sin(), mirrored.cos()
     source = cosine * apply(sine, laplacian) - sine * apply(cosine, laplacian)

@@ -1,4 +1,4 @@
-"""The values that steps hand each other: a grid in space, echoes, fields, susceptibility. Frozen, checked where built."""
+"""The values that steps hand each other: a grid in space, echoes, fields, chi. Frozen, checked where they are built."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.dipole import GAMMA_MHZ_PER_T as GAMMA_MHZ_PER_T
 from pipeline.errors import ChironError
-
-GAMMA_MHZ_PER_T = 42.577478  # proton gyromagnetic ratio / 2 pi
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Grid:
         if not np.allclose(axes.T @ axes, np.eye(3), atol=2e-3):
             raise ChironError("E008", "image axes that are not at right angles", "an orthonormal orientation")
         b = axes.T @ np.asarray(b0_scanner, dtype=float)
-        return cls(tuple(int(n) for n in shape[:3]), tuple(map(tuple, matrix.tolist())), tuple((b / np.linalg.norm(b)).tolist()))  # type: ignore[arg-type]
+        return cls._of(shape, matrix, b)
 
     @classmethod
     def simple(cls, shape: Sequence[int], voxel_size_mm: Sequence[float], b0_dir: Sequence[float] = (0, 0, 1)) -> Grid:
@@ -40,7 +39,13 @@ class Grid:
         affine = np.diag([*size, 1.0])
         affine[:3, 3] = -size * (np.asarray(shape) - 1) / 2
         b = np.asarray(b0_dir, dtype=float)
-        return cls(tuple(int(n) for n in shape), tuple(map(tuple, affine.tolist())), tuple((b / np.linalg.norm(b)).tolist()))  # type: ignore[arg-type]
+        return cls._of(shape, affine, b)
+
+    @classmethod
+    def _of(cls, shape: Sequence[int], affine: np.ndarray, b: np.ndarray) -> Grid:
+        x, y, z = (int(n) for n in shape[:3])
+        bx, by, bz = (b / np.linalg.norm(b)).tolist()
+        return cls((x, y, z), tuple(map(tuple, affine.tolist())), (bx, by, bz))
 
     @property
     def voxel_size_mm(self) -> tuple[float, float, float]:
