@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 # Typical seconds of a stage of a 3 mm head on two CPU cores, to guess the time left; each run corrects them as it goes.
-TYPICAL_S = {"convert": 2.0, "mask": 1.0, "unwrap": 2.0, "background": 2.0, "quality": 4.0, "publish": 8.0}
-TYPICAL_S |= {"invert-tv": 2.0, "invert-dip": 90.0}
+TYPICAL_S = {"convert": 2.0, "mask": 3.0, "unwrap": 2.0, "background": 2.0, "quality": 2.0, "publish": 1.0}
+TYPICAL_S |= {"invert-rts": 1.5, "invert-tv": 3.0, "invert-dip": 100.0}
 OTHER_S = 0.5
 
 
