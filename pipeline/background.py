@@ -30,7 +30,7 @@ class VSHARP:
     largest_mm: float = param(18.0, "radius of the largest sphere, used deep inside", 1, 30)
     smallest_mm: float = param(3.0, "radius of the smallest sphere; the rim that is lost is about as wide", 0.5, 15)
     step_mm: float = param(1.5, "from radius to radius", 0.25, 10)
-    threshold: float = param(0.1, "response of the largest sphere's filter below which it is not inverted", 0.001, 0.5)
+    threshold: float = param(0.2, "response of the largest sphere's filter below which it is not inverted", 0.001, 0.5)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Unwrap:
     """How phase offsets are removed and phase is unwrapped."""
 
     method: Literal["romeo", "laplacian"] = param("romeo", "romeo is exact; laplacian is smooth and approximate")
-    offset_smoothing_mm: float = param(7.0, "Gaussian sigma of the phase offset, which is smooth by nature", 1, 30)
+    offset_smoothing_mm: float = param(5.0, "Gaussian sigma of the phase offset, which is smooth by nature", 1, 30)
     bipolar: Literal["auto", "yes", "no"] = param(
         "auto", "echoes read out in alternating directions; auto tests for it"
     )
