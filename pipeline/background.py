@@ -12,8 +12,7 @@ from models.dipole import Dipole, padded_shape
 from models.params import param
 from pipeline.errors import ChironError
 from pipeline.filters import sphere_response
-from pipeline.invert import bounding_box
-from pipeline.volumes import Field
+from pipeline.volumes import Field, bounding_box
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from models import classical, dip
 from models.dipole import Dipole
 from pipeline.errors import ChironError
-from pipeline.volumes import Field, Susceptibility
+from pipeline.volumes import Field, Susceptibility, bounding_box
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -87,15 +87,3 @@ def reference(chi: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
     inside = chi[mask]
     facts = {"region": "mean of the final mask", "mean_ppm": float(inside.mean()), "sd_ppm": float(inside.std())}
     return torch.where(mask, chi - inside.mean(), 0), facts
-
-
-def bounding_box(mask: Tensor, margin: int = 2) -> tuple[slice, slice, slice]:
-    """Slices of the smallest box around the mask, `margin` voxels wider where there is room; P007 if it is empty."""
-    if not bool(mask.any()):
-        raise ChironError("P007", "an empty mask", "a mask of the brain")
-    slices = []
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        inside = torch.nonzero(mask.amax(dim=others).flatten()).flatten()
-        slices.append(slice(max(0, int(inside[0]) - margin), min(mask.shape[axis], int(inside[-1]) + 1 + margin)))
-    return slices[0], slices[1], slices[2]

@@ -112,3 +112,15 @@ class Susceptibility:
 def ppm_per_rad(echo_time_s: float, b0_tesla: float) -> float:
     """Field in ppm that turns the phase by one radian in `echo_time_s` at `b0_tesla`."""
     return 1 / (2 * np.pi * GAMMA_MHZ_PER_T * b0_tesla * echo_time_s)
+
+
+def bounding_box(mask: Tensor, margin: int = 2) -> tuple[slice, slice, slice]:
+    """Slices of the smallest box around the mask, `margin` voxels wider where there is room; P007 if it is empty."""
+    if not bool(mask.any()):
+        raise ChironError("P007", "an empty mask", "a mask of the brain")
+    slices = []
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        inside = torch.nonzero(mask.amax(dim=others).flatten()).flatten()
+        slices.append(slice(max(0, int(inside[0]) - margin), min(mask.shape[axis], int(inside[-1]) + 1 + margin)))
+    return slices[0], slices[1], slices[2]
