@@ -90,7 +90,7 @@ def run(
         raise ChironError("S003", "no readable folder", "the folder of an export")
     pick_device(settings.device)
     prepare(batch.output)
-    export = find(source, key, subject)
+    export = find(source, key, subject, acquisition=settings.acquisition)
     batch.on_found(export)
     batch.aside = export.set_aside
     for aside in batch.aside:

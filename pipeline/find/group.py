@@ -50,6 +50,8 @@ def copies(found: list[Acquisition]) -> list[tuple[Acquisition, str]]:
                 dropped.append((other, "images of a single coil, beside those of all coils"))
             elif _part_processing(other).items() - _part_processing(best).items():
                 dropped.append((other, "another filter or correction of a scan that is there without it"))
+            elif other[0].multiframe != best[0].multiframe:
+                dropped.append((other, "the same scan once more, in the other kind of file"))
     return dropped
 
 
@@ -84,7 +86,7 @@ def whole(images: Iterable[Image]) -> bool:
 def _pieces(images: Iterable[Image]) -> list[Acquisition]:
     """Images of one series with one geometry; repeats apart where a slot and place would be taken twice."""
     pieces = []
-    for piece in grouped(images, lambda i: (i.series, _matrix(i), _stance(i), i.coil, i.part, i.processing)).values():
+    for piece in grouped(images, lambda i: (_sort(i), i.part, i.processing)).values():
         places = [(i.part, _rounded(i.echo_time_ms, 3), i.echo_number, i.position_mm) for i in piece]
         twice = len(set(places)) < len(places)
         pieces += list(grouped(piece, lambda i: i.repeat).values()) if twice else [piece]
@@ -96,7 +98,8 @@ def _rejoined(pieces: list[Acquisition]) -> list[Acquisition]:
     found: list[Acquisition] = []
     for piece in pieces:
         for other in found:
-            if _sort(other[0]) == _sort(piece[0]) and not slots(other) & slots(piece):
+            alike = _sort(other[0]) == _sort(piece[0]) and other[0].repeat == piece[0].repeat
+            if alike and not slots(other) & slots(piece):
                 other.extend(piece)
                 break
         else:
@@ -105,7 +108,7 @@ def _rejoined(pieces: list[Acquisition]) -> list[Acquisition]:
 
 
 def _sort(image: Image) -> Hashable:
-    return image.series, _matrix(image), _stance(image), image.coil, image.repeat
+    return image.series, image.multiframe, _matrix(image), _stance(image), image.coil
 
 
 def _joins(acquisition: Acquisition, piece: Acquisition) -> bool:
@@ -113,7 +116,7 @@ def _joins(acquisition: Acquisition, piece: Acquisition) -> bool:
     a, b = acquisition[0], piece[0]
     alike = (
         (_matrix(a), _stance(a), _timing(a), a.coil) == (_matrix(b), _stance(b), _timing(b), b.coil)
-        and (a.frame_of_reference, a.vendor) == (b.frame_of_reference, b.vendor)
+        and (a.frame_of_reference, a.vendor, a.multiframe) == (b.frame_of_reference, b.vendor, b.multiframe)
         and not slots(acquisition) & slots(piece)
     )
     if alike and (whole(acquisition) or whole(piece)):

@@ -42,6 +42,7 @@ class Image:
 
     file: int  # ordinal of the file
     frame: int  # counted from 0
+    multiframe: bool = False  # one of many in its file
     patient: str = ""
     study: str = ""
     series: str = ""
@@ -93,8 +94,9 @@ def read_images(path: Path, ordinal: int) -> list[Image]:
 def _images(dataset: Dataset, ordinal: int) -> Iterator[Image]:
     """One image a frame."""
     frames = element(dataset, "PerFrameFunctionalGroupsSequence")
-    for frame in range(len(frames) if isinstance(frames, pydicom.Sequence) else 1):
-        yield _image(frame_lookup(dataset, frame), ordinal, frame)
+    many = isinstance(frames, pydicom.Sequence)
+    for frame in range(len(frames) if many else 1):
+        yield replace(_image(frame_lookup(dataset, frame), ordinal, frame), multiframe=many)
 
 
 def _image(get: Lookup, ordinal: int, frame: int) -> Image:
