@@ -1,0 +1,142 @@
+"""Background removal: the field of sources inside stays, that of sources outside goes, whatever B0's direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.dipole import Dipole
+from pipeline.background import PDF, VSHARP, Background, remove_background
+from pipeline.errors import ChironError
+from pipeline.volumes import Field, Grid
+
+CASES = [
+    ((41, 38, 37), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0)),
+    ((41, 34, 25), (1.0, 1.2, 1.6), (0.3, -0.5, 0.8)),
+    ((33, 39, 36), (1.3, 1.0, 1.1), (0.8, 0.5, -0.2)),
+]
+METHODS: dict[str, dict[str, Any]] = {
+    "vsharp": {"vsharp": VSHARP(largest_mm=6, smallest_mm=2.0, step_mm=1)},
+    "pdf": {"pdf": PDF(iterations=100)},
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The fields of sources inside and outside a ball, those outside by the textbook's formula."""
+
+    inside: Tensor
+    outside: Tensor
+    mask: Tensor
+    grid: Grid
+
+    def field(self, ppm: Tensor) -> Field:
+        return Field(torch.where(self.mask, ppm, 0), torch.full(ppm.shape, 0.01), self.mask, self.grid)
+
+
+def scene(shape: tuple[int, int, int], size: tuple[float, float, float], b0: tuple[float, float, float]) -> Scene:
+    axes = [(torch.arange(n) - n // 2) * v for n, v in zip(shape, size, strict=True)]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+
+    def ball(cx: float, cy: float, cz: float, radius: float) -> Tensor:
+        return (radius - length(x - cx, y - cy, z - cz) + 0.5).clamp(0, 1)
+
+    chi = 0.2 * ball(2, 3, -1, 2.5) - 0.15 * ball(-4, -2, 3, 2.0)
+    grid = Grid.simple(shape, size, b0)
+    b, outside = grid.b0_dir, torch.zeros(shape)
+    for cx, cy, cz, radius, air in ((0, -17.5, -3, 2.0, 10.0), (17, 4, 5, 1.5, -6.0)):
+        r = length(x - cx, y - cy, z - cz).clamp_min(radius)
+        cosine = (b[0] * (x - cx) + b[1] * (y - cy) + b[2] * (z - cz)) / r
+        outside += air / 3 * (radius / r) ** 3 * (3 * cosine**2 - 1)
+    return Scene(Dipole(shape, size, b0).forward(chi), outside, ball(0, 0, 0, 13) > 0.5, grid)
+
+
+def length(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return (x**2 + y**2 + z**2).sqrt()
+
+
+def remove(method: str, total: Field, **changes: Any) -> Field:
+    params = {name: replace(p, **changes) for name, p in METHODS[method].items()}
+    return remove_background(total, Background(method=method), **params)[0]  # type: ignore[arg-type]
+
+
+def rms(values: Tensor, mask: Tensor) -> float:
+    inside = values[mask]
+    return float((inside - inside.mean()).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("shape", "size", "b0"), CASES)
+def test_the_local_field_stays_and_the_harmonic_one_goes(
+    method: str, shape: tuple[int, int, int], size: tuple[float, float, float], b0: tuple[float, float, float]
+) -> None:
+    s = scene(shape, size, b0)
+    total = s.field(s.inside + s.outside)
+    local = remove(method, total)
+    assert rms(s.outside, s.mask) > rms(s.inside, s.mask)
+    assert rms(local.ppm - s.inside, local.mask) < 0.35 * rms(s.inside, local.mask)
+    assert rms(remove(method, s.field(s.outside)).ppm, local.mask) < 0.03 * rms(s.outside, local.mask)
+    assert rms(remove(method, s.field(s.inside)).ppm - s.inside, local.mask) < 0.35 * rms(s.inside, local.mask)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_left_lies_in_the_mask_and_nothing_beside_it(method: str) -> None:
+    s = scene(*CASES[1])
+    total = s.field(s.inside + s.outside)
+    local, facts = remove_background(total, Background(method=method), **METHODS[method])  # type: ignore[arg-type]
+    assert not bool((local.mask & ~s.mask).any()) and not bool(local.ppm[~local.mask].any())
+    assert local.ppm.shape == s.mask.shape and local.grid == s.grid
+    lost = 1 - float(local.mask.sum()) / float(s.mask.sum())
+    assert facts["eroded_share"] == pytest.approx(lost, abs=1e-6) and facts["method"] == method
+    assert facts["volume_share"] == pytest.approx(1 - lost, abs=1e-6)
+    assert (lost == 0) == (method == "pdf")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_outside_the_mask_and_a_constant_have_no_say(method: str) -> None:
+    s = scene(*CASES[1])
+    total = s.field(s.inside + s.outside)
+    spoilt = replace(total, ppm=torch.where(s.mask, total.ppm + 3, float("nan")))
+    torch.testing.assert_close(remove(method, spoilt).ppm, remove(method, total).ppm, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("iterations", [5, 10])
+def test_pdf_heeds_the_direction_of_b0(iterations: int) -> None:
+    s = scene(*CASES[1])
+    b = s.grid.b0_dir
+    wrong_grid = Grid.simple(s.mask.shape, s.grid.voxel_size_mm, (b[2], b[0], b[1]))
+    right = remove("pdf", s.field(s.outside), iterations=iterations)
+    wrong = remove("pdf", replace(s.field(s.outside), grid=wrong_grid), iterations=iterations)
+    assert rms(right.ppm, s.mask) < 0.8 * rms(wrong.ppm, s.mask)
+
+
+def test_pdf_believes_a_noisy_voxel_less() -> None:
+    s = scene(*CASES[0])
+    total = s.field(s.outside)
+    total.ppm[20:23, 18:21, 27:30] += 2
+    sd = total.sd_ppm.clone()
+    sd[20:23, 18:21, 27:30] = 10
+    rest = s.mask.clone()
+    rest[20:23, 18:21, 27:30] = False
+    assert rms(remove("pdf", replace(total, sd_ppm=sd)).ppm, rest) < rms(remove("pdf", total).ppm, rest)
+
+
+def test_a_larger_smallest_sphere_loses_a_wider_rim() -> None:
+    s = scene(*CASES[1])
+    kept = [int(remove("vsharp", s.field(s.inside), smallest_mm=mm).mask.sum()) for mm in (2.0, 3.0, 5.0)]
+    assert kept[0] > kept[1] > kept[2] > 0
+
+
+def test_a_mask_that_vanishes_is_a_fault() -> None:
+    s = scene(*CASES[0])
+    thin = torch.zeros_like(s.mask)
+    thin[10:30, 10:30, 18] = True
+    with pytest.raises(ChironError, match="P007"):
+        remove("vsharp", replace(s.field(s.inside), mask=thin))
+    for method in METHODS:
+        with pytest.raises(ChironError, match="P007"):
+            remove(method, replace(s.field(s.inside), mask=torch.zeros_like(thin)))

@@ -1,0 +1,113 @@
+"""Inversion of a local field by any method: zero outside, mean zero inside, the same wherever the mask lies."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from test_classical import B0, SD, SIZE, phantom
+
+from models.classical import TKD
+from models.dip import DIP
+from pipeline.errors import ChironError
+from pipeline.invert import PARAMS, chosen_methods, classical_default, invert, reference
+from pipeline.settings import load
+from pipeline.volumes import Field, Grid, bounding_box
+
+QUICK = {"dip": DIP(channels=(4, 8), inputs=2, iterations=3, precision="float32")}
+
+
+def local(before: tuple[int, int, int] = (3, 3, 3), after: tuple[int, int, int] = (3, 3, 3)) -> Field:
+    """The phantom's field in a volume with so many voxels around it."""
+    p = phantom()
+    ends = [n for pair in reversed(list(zip(before, after, strict=True))) for n in pair]
+    mask, ppm = (torch.nn.functional.pad(v, ends) for v in (p.weight > 0, p.field))
+    return Field(ppm, torch.where(mask, SD, 0.0), mask, Grid.simple(ppm.shape, SIZE, B0))
+
+
+@pytest.mark.parametrize("method", PARAMS)
+def test_every_method_gives_a_referenced_map(method: str) -> None:
+    field = local()
+    found = invert(field, method, QUICK.get(method))
+    assert found.ppm.shape == field.mask.shape and found.method == method and found.grid == field.grid
+    assert not bool(found.ppm[~field.mask].any()) and torch.equal(found.mask, field.mask)
+    assert abs(float(found.ppm[field.mask].mean())) < 1e-6 < float(found.ppm[field.mask].std())
+    assert set(found.facts["parameters"]) == {f.name for f in fields(PARAMS[method])}
+    assert found.facts["reference"]["sd_ppm"] == pytest.approx(float(found.ppm[field.mask].std()), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [m for m in PARAMS if m != "dip"])
+def test_the_place_of_the_mask_in_the_volume_does_not_matter(method: str) -> None:
+    here, there = local(), local((8, 2, 5), (3, 9, 11))
+    torch.testing.assert_close(
+        invert(here, method).ppm[here.mask], invert(there, method).ppm[there.mask], rtol=0, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("method", PARAMS)
+def test_values_outside_the_mask_and_a_constant_have_no_say(method: str) -> None:
+    field = local()
+    nan = float("nan")
+    spoilt = replace(
+        field, ppm=torch.where(field.mask, field.ppm + 1, nan), sd_ppm=torch.where(field.mask, field.sd_ppm, nan)
+    )
+    params = QUICK.get(method)
+    torch.testing.assert_close(invert(spoilt, method, params).ppm, invert(field, method, params).ppm, rtol=0, atol=2e-4)
+
+
+def test_parameters_are_heeded_and_recorded() -> None:
+    field = local()
+    assert not torch.equal(invert(field, "tkd", TKD(0.3)).ppm, invert(field, "tkd").ppm)
+    assert invert(field, "tkd", TKD(0.3)).facts["parameters"] == {"threshold": 0.3}
+
+
+def test_the_reference_is_the_mean_of_the_mask() -> None:
+    chi = torch.arange(24.0).reshape(2, 3, 4)
+    mask = torch.zeros((2, 3, 4), dtype=torch.bool)
+    mask[1] = True
+    found, facts = reference(chi, mask)
+    assert facts["mean_ppm"] == pytest.approx(17.5) and facts["sd_ppm"] == pytest.approx(float(chi[1].std()))
+    torch.testing.assert_close(found[1], chi[1] - 17.5)
+    assert not bool(found[0].any())
+
+
+def test_a_box_lies_around_the_mask_and_within_the_volume() -> None:
+    mask = torch.zeros((9, 8, 7), dtype=torch.bool)
+    mask[1, 3:5, 6] = True
+    assert bounding_box(mask) == (slice(0, 4), slice(1, 7), slice(4, 7))
+    assert bounding_box(mask, margin=0) == (slice(1, 2), slice(3, 5), slice(6, 7))
+    with pytest.raises(ChironError, match="P007"):
+        bounding_box(mask & ~mask)
+
+
+def test_a_field_that_is_not_finite_is_a_fault() -> None:
+    field = local()
+    field.ppm[tuple(n // 2 for n in field.ppm.shape)] = float("inf")
+    with pytest.raises(ChironError, match="M001"):
+        invert(field, "tkd")
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_published_method_comes_first_and_the_classical_one_is_always_there(
+    gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    classical = classical_default()
+
+    def chosen(**given: Any) -> tuple[str, ...]:
+        return chosen_methods(load(**given))
+
+    assert chosen() == (("dip", classical) if gpu else (classical,))
+    assert chosen(device="cpu") == (classical,) and chosen(device="cuda:1") == ("dip", classical)
+    assert chosen(method="classical") == chosen(method=classical) == (classical,)
+    assert chosen(method="tkd", device="cpu") == ("tkd", classical)
+    assert chosen(method="dip", also=("rts", "classical", "rts"), device="cpu") == ("dip", "rts", classical)
+    assert set(chosen(method="rts", also=tuple(PARAMS))) == set(PARAMS)
+
+
+def test_progress_of_the_network_is_passed_on() -> None:
+    said: list[float] = []
+    invert(local(), "dip", QUICK["dip"], lambda share, word: said.append(share))
+    assert said[-1] == 1 and len(said) == 3

@@ -1,0 +1,134 @@
+"""Echoes unwrapped and freed of offsets: the true field's phase comes out, whatever the coils and the readout add."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.gre import Simulation, scan_head
+from models.head import Head, simulate_head
+from pipeline.errors import ChironError
+from pipeline.field import total_field
+from pipeline.unwrap import Unwrap, laplacian_phase, unwrap
+from pipeline.volumes import Echoes, Grid, ppm_per_rad
+
+SHAPE, SIZE, B0_DIR = (29, 36, 25), (6.0, 5.6, 6.4), (0.15, -0.2, 0.97)
+TWO_PI = 2 * torch.pi
+EQUAL = (0.004, 0.010, 0.016, 0.022)
+
+
+@cache
+def head() -> Head:
+    return simulate_head(SHAPE, SIZE, seed=2, skull=False)
+
+
+@cache
+def scan(times: tuple[float, ...] = EQUAL, bipolar: bool = False, offset: bool = True, seed: int = 0) -> Simulation:
+    return scan_head(
+        head(), echo_times_s=times, b0_dir=B0_DIR, bipolar=bipolar, phase_offset=offset, snr=100, seed=seed
+    )
+
+
+def echoes(simulation: Simulation) -> Echoes:
+    grid = Grid.simple(SHAPE, SIZE, B0_DIR)
+    return Echoes(simulation.signal.abs(), simulation.signal.angle(), simulation.echo_times_s, 3.0, grid)
+
+
+def brain() -> Tensor:
+    return head().brain
+
+
+PLAIN = Unwrap()
+
+
+def misfit_ppm(simulation: Simulation, params: Unwrap = PLAIN) -> float:
+    """Median error in the brain of the field that is fitted, less its mean."""
+    found = unwrap(echoes(simulation), brain(), params)
+    error = (total_field(found.echoes, brain()).field.ppm - simulation.total_ppm)[brain()]
+    return float((error - error.median()).abs().median())
+
+
+@pytest.mark.parametrize(
+    "times", [(0.004, 0.010), (0.004, 0.010, 0.016), EQUAL, (0.004, 0.009, 0.017), (0.003, 0.008, 0.013, 0.021, 0.030)]
+)
+def test_the_offset_of_the_coils_is_taken_off(times: tuple[float, ...]) -> None:
+    simulation = scan(times)
+    found = unwrap(echoes(simulation), brain())
+    true = simulation.total_ppm / ppm_per_rad(1.0, 3.0)
+    for e, t in enumerate(times):
+        left = (found.echoes.phase_rad[e] - true * t)[brain()]
+        left = left - TWO_PI * torch.round(left.median() / TWO_PI)
+        assert float(left.abs().median()) < 0.25, e
+    assert misfit_ppm(simulation) < 0.015
+    assert found.facts["offset_removed"]
+
+
+@pytest.mark.parametrize("times", [(0.004, 0.010, 0.016), EQUAL])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_bipolar_readout_is_detected_and_corrected(times: tuple[float, ...], seed: int) -> None:
+    bipolar = scan(times, bipolar=True, seed=seed)
+    found = unwrap(echoes(bipolar), brain())
+    assert [n.code for n in found.notices] == ["E013"]
+    assert [(d.what, d.decided) for d in found.decisions] == [("readout", "bipolar, corrected")]
+    assert misfit_ppm(bipolar) < 0.02 < misfit_ppm(bipolar, Unwrap(bipolar="no"))
+
+
+@pytest.mark.parametrize("times", [(0.004, 0.010, 0.016), EQUAL])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_monopolar_readout_is_left_alone(times: tuple[float, ...], seed: int) -> None:
+    found = unwrap(echoes(scan(times, seed=seed)), brain())
+    assert not found.notices and found.decisions[0].decided == "monopolar"
+
+
+@pytest.mark.parametrize("method", ["romeo", "laplacian"])
+def test_nothing_is_left_outside_the_mask_and_the_input_stays(method: str) -> None:
+    given = echoes(scan())
+    before = given.phase_rad.clone()
+    found = unwrap(given, brain(), Unwrap(method=method))  # type: ignore[arg-type]
+    assert not bool(found.echoes.phase_rad[:, ~brain()].any())
+    assert torch.equal(given.phase_rad, before) and found.echoes.echo_times_s == given.echo_times_s
+
+
+def test_every_echo_is_congruent_with_its_input_less_the_offset() -> None:
+    given = echoes(scan())
+    found = unwrap(given, brain(), Unwrap(bipolar="no"))
+    turns = (found.echoes.phase_rad - given.phase_rad + found.offset_rad)[:, brain()] / TWO_PI
+    torch.testing.assert_close(turns, turns.round(), rtol=0, atol=1e-4)
+    step = found.echoes.phase_rad[1:] - found.echoes.phase_rad[:-1]
+    assert float(step.abs().max()) > torch.pi
+
+
+def test_a_single_echo_is_unwrapped_with_its_offset_on() -> None:
+    simulation = scan((0.012,), offset=False)
+    found = unwrap(echoes(simulation), brain())
+    assert not found.facts["offset_removed"] and not bool(found.offset_rad.any()) and not found.decisions
+    assert misfit_ppm(simulation) < 0.005
+
+
+def test_echoes_out_of_order_cannot_be() -> None:
+    given = echoes(scan())
+    for times in ((0.010, 0.004, 0.016, 0.022), (0.004, 0.004, 0.016, 0.022), (0.0, 0.010, 0.016, 0.022)):
+        with pytest.raises(ChironError, match="E005"):
+            replace(given, echo_times_s=times)
+
+
+def test_the_laplacian_gives_a_phase_back_whose_edges_are_flat() -> None:
+    shape = (33, 30, 35)
+    x, y, z = torch.meshgrid(*[(torch.arange(n) + 0.5) / n for n in shape], indexing="ij")
+    true = 4 * torch.cos(torch.pi * x) * torch.cos(torch.pi * y) + 2 * torch.cos(2 * torch.pi * z)
+    wrapped = torch.polar(torch.ones(shape), true).angle()
+    assert float((wrapped - true).abs().max()) > 3
+    found = laplacian_phase(wrapped, Grid.simple(shape, (1.0, 1.3, 2.0)))
+    error = found - found.mean() - (true - true.mean())
+    assert float(error.abs().max()) < 0.05 * float(true.abs().max())
+
+
+def test_the_laplacian_method_is_near_the_exact_one() -> None:
+    simulation = scan()
+    spread = float(simulation.total_ppm[brain()].std())
+    assert misfit_ppm(simulation) < 0.1 * spread
+    assert misfit_ppm(simulation, Unwrap(method="laplacian")) < 0.5 * spread
