@@ -100,7 +100,7 @@ def tv(field: Tensor, weight: Tensor, dipole: Dipole, params: TV) -> Tensor:
     ADMM with both the gradient and the field D chi split off, so that every step is closed form; starts from Tikhonov.
     """
     D, grad2 = dipole.kernel, _laplacian_spectrum(dipole)
-    w2, f = _pad(weight**2, dipole), _pad(field, dipole)
+    w2, f = _pad(weight**2, dipole), _pad(torch.where(weight > 0, field, 0), dipole)
     mu_d = 0.15 * float(weight[weight > 0].square().mean())
     mu_g = max(params.strength, 1e-6) / EDGE_PPM
     system = mu_g * grad2 + mu_d * D**2

@@ -51,6 +51,10 @@ class DIP:
         "auto", "of convolutions; auto is bfloat16 where it is fast"
     )
 
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels = {self.channels}: one width of at least 1 for each level")
+
 
 @dataclass(frozen=True)
 class Found:

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.dipole import Dipole, padded_shape
 from models.params import param
 from pipeline.errors import ChironError
-from pipeline.filters import sphere_response
+from pipeline.filters import half_a_voxel, sphere_response
 from pipeline.volumes import Field, bounding_box
 
 
@@ -81,7 +81,7 @@ def _vsharp(total: Field, params: VSHARP) -> tuple[Tensor, Tensor, dict[str, Any
     largest = None
     for radius in _radii(params, max(voxel)):
         sphere = sphere_response(padded, voxel, radius, total.ppm)
-        fits = (torch.fft.irfftn(support * sphere, s=padded) > 1 - 1e-3) & ~done
+        fits = (torch.fft.irfftn(support * sphere, s=padded) > 1 - half_a_voxel(voxel, radius)) & ~done
         if not bool(fits.any()):
             continue
         largest = sphere if largest is None else largest
@@ -98,8 +98,9 @@ def _vsharp(total: Field, params: VSHARP) -> tuple[Tensor, Tensor, dict[str, Any
 def _radii(params: VSHARP, voxel_mm: float) -> list[float]:
     """From the largest radius down; none below the voxel, where a sphere is a single voxel and removes everything."""
     smallest = max(params.smallest_mm, 1.01 * voxel_mm)
-    count = max(0, int((params.largest_mm - smallest) / params.step_mm + 1e-6))
-    return [*(params.largest_mm - k * params.step_mm for k in range(count + 1)), smallest]
+    count = int(max(0.0, params.largest_mm - smallest) / params.step_mm + 1e-6)
+    larger = [params.largest_mm - k * params.step_mm for k in range(count + 1)]
+    return [*(radius for radius in larger if radius > smallest), smallest]
 
 
 def _pdf(total: Field, params: PDF) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -129,6 +130,8 @@ def _pdf(total: Field, params: PDF) -> tuple[Tensor, Tensor, dict[str, Any]]:
     size = first = float(gradient.square().sum())
     iterations = 0
     for iterations in range(1, params.iterations + 1):  # noqa: B007
+        if size == 0:
+            break
         step = forward(direction)
         alpha = size / float(step.square().sum())
         sources = sources + alpha * direction

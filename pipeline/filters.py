@@ -39,12 +39,12 @@ def sphere_response(padded: Sequence[int], voxel_size_mm: Triple, radius_mm: flo
 
 def erode(mask: Tensor, voxel_size_mm: Triple, radius_mm: float) -> Tensor:
     """The voxels whose sphere of `radius_mm` lies in the mask; outside the volume nothing is in the mask."""
-    return spherical_share(mask, voxel_size_mm, radius_mm) > 1 - 1e-3
+    return spherical_share(mask, voxel_size_mm, radius_mm) > 1 - half_a_voxel(voxel_size_mm, radius_mm)
 
 
 def dilate(mask: Tensor, voxel_size_mm: Triple, radius_mm: float) -> Tensor:
     """The voxels whose sphere of `radius_mm` touches the mask."""
-    return spherical_share(mask, voxel_size_mm, radius_mm) > 1e-3
+    return spherical_share(mask, voxel_size_mm, radius_mm) > half_a_voxel(voxel_size_mm, radius_mm)
 
 
 def spherical_share(mask: Tensor, voxel_size_mm: Triple, radius_mm: float) -> Tensor:
@@ -52,6 +52,12 @@ def spherical_share(mask: Tensor, voxel_size_mm: Triple, radius_mm: float) -> Te
     volume = mask.to(torch.float32)
     padded = _padded(volume.shape, voxel_size_mm, radius_mm)
     return _filtered(volume, sphere_response(padded, voxel_size_mm, radius_mm, volume), padded)
+
+
+def half_a_voxel(voxel_size_mm: Triple, radius_mm: float) -> float:
+    """The share that half a voxel has in a large sphere; in a small one less, for the voxels of its soft edge."""
+    voxels = 4 / 3 * torch.pi * radius_mm**3 / (voxel_size_mm[0] * voxel_size_mm[1] * voxel_size_mm[2])
+    return max(min(0.5 / voxels, 1e-3), 5e-6)  # rounding makes about 1e-6 of nothing
 
 
 def _padded(shape: Sequence[int], voxel_size_mm: Triple, reach_mm: float) -> tuple[int, int, int]:

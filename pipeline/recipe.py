@@ -194,8 +194,9 @@ def _key(stage: Stage, job: Job, done: Mapping[str, Result]) -> str:
         key["files"] = job.scan.content_digest()
     if stage.name == "mask" and job.settings.mask.file:
         key["mask"] = _mask_digest(Path(job.settings.mask.file))
-    if stage.name == "quality" and job.truth:
-        key["truth"] = file_digest(job.truth)
+    if stage.name == "quality":
+        key["methods"] = chosen_methods(job.settings)
+        key["truth"] = file_digest(job.truth) if job.truth else None
     return digest(key)
 
 

@@ -74,6 +74,8 @@ def load(file: Path | None = None, words: Iterable[str] = (), **given: Any) -> S
         target = values
         for part in section:
             target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ChironError("X001", f"the setting {path.strip()}", f"{part} to be a section, or a plain value")
         target[name] = _value(text.strip())
     values.update({name: value for name, value in given.items() if value is not None})
     return parse(values)

@@ -59,6 +59,8 @@ def unwrap(echoes: Echoes, mask: Tensor, params: Unwrap = Unwrap()) -> Unwrapped
         if correction is not None and found:
             signal[1::2] *= torch.polar(torch.ones_like(correction), -correction)
             notices.append(Notice("E013", f"bipolar readout: even echoes differ by {size:.2f} rad; corrected"))
+        if correction is None and params.bipolar == "yes":
+            notices.append(Notice("E013", "a bipolar readout of echoes that do not allow its correction: it was left"))
         if correction is not None:
             verdict = "bipolar, corrected" if correction is not None and found else "monopolar"
             decisions.append(

@@ -73,12 +73,12 @@ class Work:
             record = json.loads((self.folder / stage / "stage.json").read_text())
         except (OSError, ValueError):
             return None
-        return Result(self.folder / stage, record)
+        return Result(self.folder / stage, record) if isinstance(record, dict) else None
 
     def proven(self, stage: str, key: str) -> Result | None:
         """The stage's result, if it was made under `key` and every file still has its recorded hash."""
         result = self.find(stage)
-        if result is None or result.record.get("key") != key:
+        if result is None or result.record.get("key") != key or result.record.get("seal") != seal(result.record):
             return None
         for name, recorded in result.record["files"].items():
             path = result.folder / name
@@ -104,6 +104,7 @@ class Work:
                 "notices": [n.json() for n in made.notices],
                 **measured,
             }
+            record["seal"] = seal(record)
             (aside / "stage.json").write_text(json.dumps(record, indent=1))
             for path in aside.iterdir():
                 flush(path)
@@ -122,6 +123,11 @@ class Work:
 def digest(value: Any) -> str:
     """sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def seal(record: dict[str, Any]) -> str:
+    """Hash of a stage's record, itself left out."""
+    return digest({name: value for name, value in record.items() if name != "seal"})
 
 
 def file_digest(path: Path) -> str:
