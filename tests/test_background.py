@@ -140,3 +140,15 @@ def test_a_mask_that_vanishes_is_a_fault() -> None:
     for method in METHODS:
         with pytest.raises(ChironError, match="P007"):
             remove(method, replace(s.field(s.inside), mask=torch.zeros_like(thin)))
+
+
+def test_a_sphere_is_never_a_single_voxel() -> None:
+    s = scene(*CASES[0])
+    local, _ = remove_background(s.field(s.inside), Background(), vsharp=VSHARP(largest_mm=1, smallest_mm=0.5))
+    assert float(local.ppm.abs().max()) > 0
+
+
+def test_pdf_of_nothing_is_nothing() -> None:
+    s = scene(*CASES[0])
+    local, _ = remove_background(s.field(torch.zeros_like(s.inside)), Background(method="pdf"))
+    assert not bool(local.ppm.any()) and bool(local.mask.any())

@@ -92,3 +92,11 @@ def test_eroding_the_mask_dilates_the_rest(seed: int, share: float, radius: floa
 def test_nothing_lies_in_the_mask_beyond_the_volume() -> None:
     left = erode(torch.ones(SHAPE, dtype=torch.bool), SIZE, 2.0)
     assert not bool(left[0].any()) and not bool(left[:, -1].any()) and bool(left[11, 10, 8])
+
+
+def test_one_voxel_counts_in_a_sphere_of_thousands() -> None:
+    point = torch.zeros(41, 41, 41, dtype=torch.bool)
+    point[20, 20, 20] = True
+    grown = dilate(point, (1, 1, 1), 12.0)
+    assert int(grown.sum()) == pytest.approx(4 / 3 * torch.pi * 12**3, rel=0.1)
+    assert not bool((erode(~point, (1, 1, 1), 12.0) & grown).any())

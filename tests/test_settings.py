@@ -131,3 +131,11 @@ def test_a_range_counts_its_ends_and_leaves_words_and_flags_alone() -> None:
     check_ranges(Params(1, "y", False))
     with pytest.raises(ValueError, match=r"share = 1\.01 is outside 0 to 1: a share"):
         check_ranges(Params(1.01))
+
+
+@pytest.mark.parametrize(
+    "words", [["method=tv", "method.x=1"], ["tv=3", "tv.strength=1"], ["dip.channels=[]"], ["dip.channels=[0]"]]
+)
+def test_words_that_make_no_sense_together_are_told(words: list[str]) -> None:
+    with pytest.raises(ChironError, match="X001"):
+        load(words=words)

@@ -126,3 +126,17 @@ def test_digests_do_not_depend_on_the_order_of_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "S001"), (errno.EDQUOT, "S001"), (errno.EACCES, "S002")])
 def test_a_failed_write_has_its_code(number: int, code: str) -> None:
     assert disk_error(OSError(number, "x", "/a/path")).code == code
+
+
+@pytest.mark.parametrize("record", ["[]", '{"key": "key"}', "3"])
+def test_a_record_of_another_kind_is_no_result(work: Work, record: str) -> None:
+    work.write("mask", "key", MADE, {})
+    (work.folder / "mask" / "stage.json").write_text(record)
+    assert work.proven("mask", "key") is None
+
+
+def test_a_changed_record_is_not_proven(work: Work) -> None:
+    result = work.write("mask", "key", MADE, {"device": "cpu"})
+    file = result.folder / "stage.json"
+    file.write_text(file.read_text().replace('"cpu"', '"gpu"'))
+    assert work.proven("mask", "key") is None
