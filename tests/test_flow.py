@@ -45,7 +45,7 @@ KEY = b"k" * 32
 SETTINGS = load(method="tkd", device="cpu")
 
 
-def find(folder: Path, key: bytes, subject: str | None = None) -> Export:
+def find(folder: Path, key: bytes, subject: str | None = None, *, acquisition: Any = None) -> Export:
     """Every file is a scan; the one called `aside` is set aside."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     scans = tuple(_scan(path) for path in files if path.name != "aside")
