@@ -39,7 +39,7 @@ class DIP:
         20.0, "weight of the total variation in 1/ppm, against the misfit in units of noise", 0, 1e5
     )
     rate: float = param(0.003, "learning rate of Adam", 1e-6, 1)
-    iterations: int = param(300, "steps at most", 1, 100000)
+    iterations: int = param(200, "steps at most", 1, 100000)
     jitter: float = param(0.03, "standard deviation of the noise added to the input at each step", 0, 1)
     average: float = param(0.9, "share of the running mean of the outputs that is kept at each step", 0, 0.999)
     discrepancy: float = param(1.0, "stop when the mean square misfit, in units of noise, has come down to this", 0, 10)

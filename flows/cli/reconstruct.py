@@ -60,7 +60,7 @@ def demo(
     vendor: Annotated[
         str, typer.Option(help="Whose files to write: siemens, philips, philips-enhanced or ge.")
     ] = "siemens",
-    voxel_size: Annotated[float, typer.Option(help="Voxel size in mm, 1 to 6; smaller takes longer.")] = 3.0,
+    voxel_size: Annotated[float, typer.Option(help="Voxel size in mm, 1 to 6; smaller takes longer.")] = 2.5,
     seed: Annotated[int, typer.Option(help="Which head: any number.")] = 1,
     device: Device = None,
     set: Set = None,
