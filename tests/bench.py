@@ -35,6 +35,7 @@ COLUMNS = (
     "hfen",
     "xsim",
     "psnr",
+    "psnr_range_ppm",
     "r",
 )
 
