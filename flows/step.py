@@ -179,7 +179,8 @@ def _total(found: Artefacts, settings: Settings) -> tuple[Field, Tensor]:
 
 
 def _local(total: Field, settings: Settings) -> Field:
-    return remove_background(total, settings.background, vsharp=settings.vsharp, pdf=settings.pdf)[0]
+    method = settings.background.method
+    return remove_background(total, method, getattr(settings, method))[0]
 
 
 def _chi(local: Field, settings: Settings) -> Tensor:

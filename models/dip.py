@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models import classical
+from models.classical.calculus import steps
 from models.dipole import Dipole
 from models.params import param
 from models.unet import UNet
@@ -113,7 +114,7 @@ def reconstruct(
 def variation(chi: Tensor, dipole: Dipole) -> Tensor:
     """Sum of |grad chi|_1 over all voxels, differences scaled to the mean voxel size as in `classical.tv`."""
     total = torch.zeros((), device=chi.device)
-    for axis, size in enumerate(classical.steps(dipole)):
+    for axis, size in enumerate(steps(dipole)):
         total = total + size * chi.diff(dim=axis).abs().sum()
     return total
 

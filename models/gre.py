@@ -35,7 +35,7 @@ def simulate_scan(
     echo_times_s: Sequence[float] = (0.004, 0.012, 0.020, 0.028),
     b0_tesla: float = 3.0,
     b0_dir: Triple = (0, 0, 1),
-    oversample: int = 1,
+    oversample: int | Sequence[int] = 1,
     seed: int = 0,
     lesions: Sequence[str] = (),
     skull: bool = True,
@@ -47,8 +47,9 @@ def simulate_scan(
     device: torch.device | str = "cpu",
 ) -> Simulation:
     """A random head, scanned. `oversample` > 1 simulates that many finer voxels along each axis: see `scan_head`."""
-    fine_shape = [n * oversample for n in shape]
-    fine_size = [v / oversample for v in voxel_size_mm]
+    factors = triple(oversample)
+    fine_shape = [n * f for n, f in zip(shape, factors, strict=True)]
+    fine_size = [v / f for v, f in zip(voxel_size_mm, factors, strict=True)]
     head = simulate_head(fine_shape, fine_size, seed=seed, lesions=lesions, skull=skull, device=device)
     return scan_head(
         head,
@@ -71,7 +72,7 @@ def scan_head(
     echo_times_s: Sequence[float] = (0.004, 0.012, 0.020, 0.028),
     b0_tesla: float = 3.0,
     b0_dir: Triple = (0, 0, 1),
-    oversample: int = 1,
+    oversample: int | Sequence[int] = 1,
     seed: int = 0,
     flip_deg: float = 15,
     tr_s: float | None = None,
@@ -79,7 +80,7 @@ def scan_head(
     bipolar: bool = False,
     snr: float = 100.0,
 ) -> Simulation:
-    """Scan any head, at voxels `oversample` times its own along each axis.
+    """Scan any head, at voxels `oversample` times its own: one factor, or one for each axis.
 
     The complex signal is averaged over each scanned voxel, as are the true chi and fields, so that an inversion does
     not meet the very discretisation that made the data. ValueError where a size is no multiple of `oversample`.
@@ -181,23 +182,31 @@ def add_noise(signal: Tensor, brain: Tensor, snr: float, seed: int) -> Tensor:
     return signal + sigma * torch.view_as_complex(noise)
 
 
-def average(volume: Tensor, factor: int) -> Tensor:
-    """Mean over blocks of `factor`^3 voxels of the last three axes; ValueError where a size is no multiple."""
-    if any(n % factor for n in volume.shape[-3:]):
+def triple(factor: int | Sequence[int]) -> tuple[int, int, int]:
+    """One factor for all three axes, or the three as they are."""
+    x, y, z = (factor,) * 3 if isinstance(factor, int) else factor
+    return x, y, z
+
+
+def average(volume: Tensor, factor: int | Sequence[int]) -> Tensor:
+    """Mean over blocks of `factor` voxels along each of the last three axes; ValueError where a size is no multiple."""
+    factors = triple(factor)
+    if any(n % f for n, f in zip(volume.shape[-3:], factors, strict=True)):
         raise ValueError(f"a volume of {tuple(volume.shape[-3:])} voxels is no multiple of {factor}")
     lead = volume.shape[:-3]
-    return torch.nn.functional.avg_pool3d(volume.reshape(-1, 1, *volume.shape[-3:]), factor).reshape(
-        *lead, *(n // factor for n in volume.shape[-3:])
+    return torch.nn.functional.avg_pool3d(volume.reshape(-1, 1, *volume.shape[-3:]), factors).reshape(
+        *lead, *(n // f for n, f in zip(volume.shape[-3:], factors, strict=True))
     )
 
 
-def coarsen(head: Head, factor: int) -> Head:
-    """The head at voxels `factor` times as large: means, and for labels and brain the majority."""
-    if factor == 1:
+def coarsen(head: Head, factor: int | Sequence[int]) -> Head:
+    """The head at voxels `factor` times as large along each axis: means, and for labels and brain the majority."""
+    a, b, c = factors = triple(factor)
+    if factors == (1, 1, 1):
         return head
     chi = average(head.chi_ppm, factor)
     x, y, z = chi.shape
-    blocks = head.labels.reshape(x, factor, y, factor, z, factor).permute(0, 2, 4, 1, 3, 5).reshape(x, y, z, -1)
+    blocks = head.labels.reshape(x, a, y, b, z, c).permute(0, 2, 4, 1, 3, 5).reshape(x, y, z, -1)
     return Head(
         blocks.mode(dim=-1).values,
         chi,
@@ -205,5 +214,5 @@ def coarsen(head: Head, factor: int) -> Head:
         average(head.t1_s, factor),
         average(head.r2star_3t, factor),
         average(head.brain.float(), factor) > 0.5,
-        tuple(v * factor for v in head.voxel_size_mm),  # type: ignore[arg-type]
+        tuple(v * f for v, f in zip(head.voxel_size_mm, factors, strict=True)),  # type: ignore[arg-type]
     )

@@ -127,7 +127,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
             "background",
             1,
             ("convert", "field"),
-            ("background", "vsharp", "pdf"),
+            ("background", settings.background.method),
             _background,
             "removing the background",
         ),
@@ -264,7 +264,8 @@ def _background(inputs: Inputs) -> Made:
         inputs.grid,
     )
     settings = inputs.settings
-    local, facts = remove_background(total, settings.background, vsharp=settings.vsharp, pdf=settings.pdf)
+    method = settings.background.method
+    local, facts = remove_background(total, method, getattr(settings, method))
     return Made({"local_ppm": local.ppm, "mask": local.mask.to(torch.uint8)}, facts=facts)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.dipole import Dipole
-from pipeline.background import PDF, VSHARP, Background, remove_background
+from pipeline.background import PDF, VSHARP, remove_background
 from pipeline.errors import ChironError
 from pipeline.volumes import Field, Grid
 
@@ -19,9 +19,9 @@ CASES = [
     ((41, 34, 25), (1.0, 1.2, 1.6), (0.3, -0.5, 0.8)),
     ((33, 39, 36), (1.3, 1.0, 1.1), (0.8, 0.5, -0.2)),
 ]
-METHODS: dict[str, dict[str, Any]] = {
-    "vsharp": {"vsharp": VSHARP(largest_mm=6, smallest_mm=2.0, step_mm=1)},
-    "pdf": {"pdf": PDF(iterations=100)},
+METHODS: dict[str, Any] = {
+    "vsharp": VSHARP(largest_mm=6, smallest_mm=2.0, step_mm=1),
+    "pdf": PDF(iterations=100),
 }
 
 
@@ -60,8 +60,7 @@ def length(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def remove(method: str, total: Field, **changes: Any) -> Field:
-    params = {name: replace(p, **changes) for name, p in METHODS[method].items()}
-    return remove_background(total, Background(method=method), **params)[0]  # type: ignore[arg-type]
+    return remove_background(total, method, replace(METHODS[method], **changes))[0]
 
 
 def rms(values: Tensor, mask: Tensor) -> float:
@@ -87,7 +86,7 @@ def test_the_local_field_stays_and_the_harmonic_one_goes(
 def test_what_is_left_lies_in_the_mask_and_nothing_beside_it(method: str) -> None:
     s = scene(*CASES[1])
     total = s.field(s.inside + s.outside)
-    local, facts = remove_background(total, Background(method=method), **METHODS[method])  # type: ignore[arg-type]
+    local, facts = remove_background(total, method, METHODS[method])
     assert not bool((local.mask & ~s.mask).any()) and not bool(local.ppm[~local.mask].any())
     assert local.ppm.shape == s.mask.shape and local.grid == s.grid
     lost = 1 - float(local.mask.sum()) / float(s.mask.sum())
@@ -144,11 +143,11 @@ def test_a_mask_that_vanishes_is_a_fault() -> None:
 
 def test_a_sphere_is_never_a_single_voxel() -> None:
     s = scene(*CASES[0])
-    local, _ = remove_background(s.field(s.inside), Background(), vsharp=VSHARP(largest_mm=1, smallest_mm=0.5))
+    local, _ = remove_background(s.field(s.inside), "vsharp", VSHARP(largest_mm=1, smallest_mm=0.5))
     assert float(local.ppm.abs().max()) > 0
 
 
 def test_pdf_of_nothing_is_nothing() -> None:
     s = scene(*CASES[0])
-    local, _ = remove_background(s.field(torch.zeros_like(s.inside)), Background(method="pdf"))
+    local, _ = remove_background(s.field(torch.zeros_like(s.inside)), "pdf")
     assert not bool(local.ppm.any()) and bool(local.mask.any())

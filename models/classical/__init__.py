@@ -1,0 +1,12 @@
+"""Local field (ppm) and its noise -> susceptibility (ppm), by the methods without a network: TKD, Tikhonov, RTS, TV.
+
+All share one signature: `method(field, weight, dipole, params)` with `field` (X, Y, Z) in ppm, `weight` = 1 / standard
+deviation of the field in 1/ppm and zero outside the mask, `dipole` the operator on that grid. They return chi (X, Y, Z)
+in ppm, up to a constant. Data terms are in units of the noise, so that one strength serves every noise level.
+"""
+
+from models.classical.direct import TKD, Tikhonov, tikhonov, tkd
+from models.classical.rts import RTS, rts
+from models.classical.tv import TV, tv
+
+__all__ = ["RTS", "TKD", "TV", "Tikhonov", "rts", "tikhonov", "tkd", "tv"]

@@ -1,0 +1,54 @@
+"""Differences and shrinkage on the padded grid of a dipole: what the methods of total variation share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.dipole import Dipole
+
+EDGE_PPM = 0.005  # a typical step of chi from voxel to voxel: sets the ADMM penalty, hence the speed, not the result
+
+
+def gradient(x: Tensor, dipole: Dipole) -> Tensor:
+    """Periodic forward differences (3, X, Y, Z), scaled to the mean voxel size so that they compare across axes."""
+    return torch.stack([(x.roll(-1, axis) - x) * h for axis, h in enumerate(steps(dipole))])
+
+
+def divergence(g: Tensor, dipole: Dipole) -> Tensor:
+    """Adjoint of `_gradient`."""
+    parts = [(g[axis].roll(1, axis) - g[axis]) * h for axis, h in enumerate(steps(dipole))]
+    return parts[0] + parts[1] + parts[2]
+
+
+def laplacian_spectrum(dipole: Dipole) -> Tensor:
+    """The half spectrum of `divergence(gradient(x))`."""
+    total = torch.zeros_like(dipole.kernel)
+    for axis, (n, h) in enumerate(zip(dipole.padded, steps(dipole), strict=True)):
+        k = torch.arange(total.shape[axis], device=total.device, dtype=total.dtype)
+        view = [1, 1, 1]
+        view[axis] = -1
+        total += (h**2 * (2 - 2 * torch.cos(2 * torch.pi * k / n))).view(view)
+    return total
+
+
+def steps(dipole: Dipole) -> list[float]:
+    """Mean voxel size over the size along each axis: what a difference counts."""
+    v = dipole.voxel_size_mm
+    mean = (v[0] * v[1] * v[2]) ** (1 / 3)
+    return [mean / size for size in v]
+
+
+def shrink(g: Tensor, threshold: float) -> Tensor:
+    """Proximal step of threshold * |g|_1, each component by itself."""
+    return g - g.clamp(-threshold, threshold)
+
+
+def pad(volume: Tensor, dipole: Dipole) -> Tensor:
+    x, y, z = (big - small for big, small in zip(dipole.padded, dipole.shape, strict=True))
+    return torch.nn.functional.pad(volume, (0, z, 0, y, 0, x))
+
+
+def crop(volume: Tensor, dipole: Dipole) -> Tensor:
+    x, y, z = dipole.shape
+    return volume[:x, :y, :z]
