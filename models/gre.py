@@ -200,11 +200,16 @@ def average(volume: Tensor, factor: int | Sequence[int]) -> Tensor:
 
 
 def coarsen(head: Head, factor: int | Sequence[int]) -> Head:
-    """The head at voxels `factor` times as large along each axis: means, and for labels and brain the majority."""
+    """The head at voxels `factor` times as large along each axis: means, and for labels and brain the majority.
+
+    In the brain, chi is the mean of what the brain has in the voxel, as in the local field: at its rim, bone and air
+    do not count.
+    """
     a, b, c = factors = triple(factor)
     if factors == (1, 1, 1):
         return head
-    chi = average(head.chi_ppm, factor)
+    brain = average(head.brain.float(), factor) > 0.5
+    chi = torch.where(brain, average(head.chi_ppm * head.brain, factor), average(head.chi_ppm, factor))
     x, y, z = chi.shape
     blocks = head.labels.reshape(x, a, y, b, z, c).permute(0, 2, 4, 1, 3, 5).reshape(x, y, z, -1)
     return Head(
@@ -213,6 +218,6 @@ def coarsen(head: Head, factor: int | Sequence[int]) -> Head:
         average(head.m0, factor),
         average(head.t1_s, factor),
         average(head.r2star_3t, factor),
-        average(head.brain.float(), factor) > 0.5,
+        brain,
         tuple(v * f for v, f in zip(head.voxel_size_mm, factors, strict=True)),  # type: ignore[arg-type]
     )
