@@ -74,6 +74,7 @@ CATALOGUE: dict[str, Fault] = {
         "a mask that is empty, tiny or everything", "set aside", "Give a mask with --mask, or look at the scan."
     ),
     "P008": Fault("a mask in pieces", "warn", "Look at the outline in the report."),
+    "P009": Fault("no fluid to refer the map to", "warn", "Nothing: the map is relative to its mean, as it says."),
     "R001": Fault("the asked device is not there", "refuse", "Use --device cpu or auto.", 16),
     "R002": Fault("out of memory", "set aside", "Use a machine with more memory, or --device cpu."),
     "R003": Fault("a job beyond its time limit", "set aside", "Look at the machine, then run again."),
@@ -81,6 +82,9 @@ CATALOGUE: dict[str, Fault] = {
     "R006": Fault("another run works on this scan", "refuse", "Wait for it to end.", 17),
     "R007": Fault("the orchestrator cannot be reached", "refuse", "Check PREFECT_API_URL, or unset it.", 18),
     "M001": Fault("a reconstruction that diverged", "warn", "The classical map was published in its place."),
+    "M002": Fault(
+        "an image beside the map that could not be made", "warn", "The map is sound; send the code to the developers."
+    ),
     "S001": Fault("the disk is full", "set aside", "Free space; the run continues where it stopped.", 14),
     "S002": Fault("an output folder that cannot be used", "refuse", "Choose another output folder.", 14),
     "S003": Fault("an input folder that cannot be read", "refuse", "Check the path and its rights.", 13),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
@@ -21,16 +22,19 @@ import pipeline
 from pipeline.background import remove_background
 from pipeline.convert import convert
 from pipeline.device import peak_memory_bytes, pick_device
-from pipeline.errors import ChironError, Notice
+from pipeline.errors import ChironError, Decision, Notice
 from pipeline.field import total_field
 from pipeline.find import Scan
 from pipeline.invert import chosen_methods, classical_default, invert
 from pipeline.mask import make_mask
 from pipeline.phase import to_radians
 from pipeline.quality import measure
+from pipeline.r2star import map_r2star
 from pipeline.settings import Settings
+from pipeline.swi import weight_susceptibility
 from pipeline.unwrap import unwrap
 from pipeline.volumes import Echoes, Field, Grid, Susceptibility
+from pipeline.water import csf_mask, refer_to_csf
 from pipeline.work import Made, Result, Work, digest, file_digest
 
 Progress = Callable[[float, str], None]  # share of the stage that is done (0 to 1), and a short word on it
@@ -131,19 +135,26 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
             _background,
             "removing the background",
         ),
+        Stage("r2star", 1, ("convert", "mask", "field"), ("r2star",), _r2star, "mapping R2*"),
         *(
             Stage(
                 f"invert-{m}",
-                1,
-                ("convert", "field", "background"),
-                ("device", m),
+                2,
+                _before_inversion(settings),
+                ("device", "reference", m),
                 partial(_invert, m),
                 f"inverting ({m})",
             )
             for m in methods
         ),
+        Stage("swi", 1, ("convert", "mask", "field", "background"), ("swi",), _swi, "weighting by susceptibility"),
         Stage("quality", 1, _before_quality(methods), ("method",), _quality, "measuring quality"),
     )
+
+
+def _before_inversion(settings: Settings) -> tuple[str, ...]:
+    """R2* is needed only to find the fluid that the map is to be referred to."""
+    return ("convert", "field", "background", *(("r2star",) if settings.reference.region == "csf" else ()))
 
 
 def _before_quality(methods: tuple[str, ...]) -> tuple[str, ...]:
@@ -269,8 +280,44 @@ def _background(inputs: Inputs) -> Made:
     return Made({"local_ppm": local.ppm, "mask": local.mask.to(torch.uint8)}, facts=facts)
 
 
+def _r2star(inputs: Inputs) -> Made:
+    """-> r2star (1/s), t2star_s, residual; facts: method, clipped_negative, clipped_high, median_r2star_sd."""
+
+    def make() -> Made:
+        magnitude, mask = inputs.array("convert", "magnitude"), inputs.array("mask", "mask").bool()
+        times, noise = inputs.done["convert"].facts["echo_times_s"], inputs.done["field"].facts["signal_noise"]
+        found = map_r2star(magnitude, times, mask, noise, inputs.settings.r2star)
+        arrays = {"r2star": found.r2star, "t2star_s": found.t2star_s, "residual": found.residual}
+        return Made(arrays, facts=found.facts, decisions=found.decisions)
+
+    return _beside("R2* map", make)
+
+
+def _swi(inputs: Inputs) -> Made:
+    """-> swi, minip (1 is the brain's usual brightness); facts: slab_axis, slab_slices, slab_mm."""
+
+    def make() -> Made:
+        mask = inputs.array("mask", "mask").bool()
+        found = weight_susceptibility(inputs.echoes(), mask, inputs.local_field(), inputs.settings.swi)
+        return Made({"swi": found.swi, "minip": found.minip}, facts=found.facts)
+
+    return _beside("SWI", make)
+
+
+def _beside(what: str, make: Callable[[], Made]) -> Made:
+    """What `make` makes; where it fails, a notice and no image, for the susceptibility map does not hang on it."""
+    try:
+        return make()
+    except ChironError as error:
+        code, why, trace = error.code, error.found, ""
+    except Exception as error:
+        code, why, trace = "M002", f"an unexpected {type(error).__name__}", traceback.format_exc()
+    files = {"trace.txt": trace.encode()} if trace else {}
+    return Made(files=files, facts={"missing": why}, notices=[Notice(code, f"no {what} was made: {why}")])
+
+
 def _invert(method: str, inputs: Inputs) -> Made:
-    """-> chi_ppm, referenced to the mean in the final mask; facts: method, reference, and what the method says.
+    """-> chi_ppm, referenced as the settings say; facts: method, reference, and what the method says.
 
     A method that diverges leaves zeros and a notice: the quality stage then puts the classical map in its place.
     """
@@ -282,7 +329,27 @@ def _invert(method: str, inputs: Inputs) -> Made:
             raise
         facts = {"method": method, "diverged": error.found}
         return Made({"chi_ppm": torch.zeros_like(local.ppm)}, facts=facts, notices=[Notice("M001", error.found)])
-    return Made({"chi_ppm": found.ppm}, facts={"method": method, **found.facts})
+    facts = {"method": method, **found.facts}
+    if inputs.settings.reference.region == "mean":
+        return Made({"chi_ppm": found.ppm}, facts=facts)
+    return _referred_to_csf(found, facts, inputs)
+
+
+def _referred_to_csf(found: Susceptibility, facts: dict[str, Any], inputs: Inputs) -> Made:
+    """The map relative to the ventricles; where they are not found, relative to its mean, and a notice that says so."""
+    what, override = "reference of the map", "--set reference.region=mean|csf"
+    relaxation, taken_off = inputs.done["r2star"], facts["reference"]["mean_ppm"]
+    try:
+        if not relaxation.has("r2star"):
+            raise ChironError("P009", "no R2* to find fluid by", "two or more echoes")
+        r2star, noise = relaxation.array("r2star", inputs.device), relaxation.facts["median_r2star_sd"]
+        csf = csf_mask(r2star, found.mask, found.grid, noise, inputs.settings.reference)
+        chi, reference = refer_to_csf(found.ppm, found.mask, csf, taken_off)
+    except ChironError as error:
+        decision = Decision(what, facts["reference"]["region"], f"no fluid was found: {error.found}", override)
+        return Made({"chi_ppm": found.ppm}, {}, facts, [decision], [Notice(error.code, error.found)])
+    decision = Decision(what, reference["region"], f"asked for; {reference['voxels']} voxels of slow decay", override)
+    return Made({"chi_ppm": chi}, {}, {**facts, "reference": reference}, [decision])
 
 
 def _quality(inputs: Inputs) -> Made:

@@ -19,7 +19,10 @@ from pipeline.convert import Acquisition
 from pipeline.errors import ChironError
 from pipeline.mask import Mask
 from pipeline.phase import Phase
+from pipeline.r2star import R2Star
+from pipeline.swi import SWI
 from pipeline.unwrap import Unwrap
+from pipeline.water import Reference
 
 Method = Literal["auto", "classical", "tkd", "tikhonov", "rts", "tv", "dip"]
 
@@ -41,6 +44,9 @@ class Settings(BaseModel):
     background: Background = Background()
     vsharp: VSHARP = VSHARP()
     pdf: PDF = PDF()
+    reference: Reference = Reference()
+    r2star: R2Star = R2Star()
+    swi: SWI = SWI()
     tkd: TKD = TKD()
     tikhonov: Tikhonov = Tikhonov()
     rts: RTS = RTS()

@@ -69,6 +69,10 @@ def _do_all_stages(job: Job, value: float) -> None:
         "unwrap": Made({"unwrapped_rad": echoes, "offset_rad": ones}),
         "field": Made({"total_ppm": value * ones, "sd_ppm": ones, "mask": mask, "residual": ones}),
         "background": Made({"local_ppm": value * ones, "mask": mask}),
+        "r2star": Made(
+            {"r2star": 20 * ones, "t2star_s": 0.05 * ones, "residual": 0 * ones}, facts={"method": "loglinear"}
+        ),
+        "swi": Made({"swi": ones, "minip": 0.9 * ones}, facts={"slab_mm": 12.0, "slab_axis": 2, "slab_slices": 12}),
         "invert-tv": Made({"chi_ppm": value * ones}, facts={"method": "tv", "reference": reference}),
         "invert-tkd": Made({"chi_ppm": 2 * value * ones}, facts={"method": "tkd", "reference": reference}),
         "quality": Made(
@@ -104,6 +108,7 @@ def test_a_session_holds_maps_fields_mask_magnitude_report_and_manifest(job: Job
     stem = "anat/sub-x_ses-a_"
     maps = ["Chimap", "desc-tkd_Chimap"]
     images = [*maps, "desc-brain_mask", "desc-total_fieldmap", "desc-local_fieldmap", "part-mag_T2starw"]
+    images += ["R2starmap", "T2starmap", "swi", "minIP"]
     expected = {f"{stem}{image}.{kind}" for image in images for kind in ("nii.gz", "json")}
     assert content(done.folder).keys() == expected | {f"{stem}qc.json", "sub-x_ses-a_qsm.html", "manifest.json"}
     assert (done.state, done.verdict, done.label) == ("published", "check", "sub-x_ses-a")
@@ -123,7 +128,8 @@ def test_the_true_report_is_published(job: Job, output: Path, monkeypatch: pytes
 
 def test_values_and_geometry_reach_the_images(job: Job, output: Path) -> None:
     anat = publish(job, output).folder / "anat"
-    for suffix, value in (("Chimap", 0.1), ("desc-tkd_Chimap", 0.2), ("part-mag_T2starw", 5.0)):
+    beside = (("R2starmap", 20.0), ("T2starmap", 0.05), ("swi", 1.0), ("minIP", 0.9))
+    for suffix, value in (("Chimap", 0.1), ("desc-tkd_Chimap", 0.2), ("part-mag_T2starw", 5.0), *beside):
         image = nib.load(anat / f"sub-x_ses-a_{suffix}.nii.gz")
         assert image.get_data_dtype() == np.float32
         np.testing.assert_allclose(image.get_fdata(), value, rtol=1e-6)
@@ -164,6 +170,36 @@ def test_sidecars_say_what_is_needed_and_nothing_else(job: Job, output: Path) ->
             assert json.loads(path.read_text()).keys() <= ALLOWED
     for uri in chi["Sources"] + local["Sources"]:
         assert uri.startswith("bids::") and (output / uri.removeprefix("bids::")).is_file()
+
+
+def test_images_beside_the_map_say_unit_and_method(job: Job, output: Path) -> None:
+    publish(job, output)
+    units = {suffix: sidecar_of(output, suffix)["Units"] for suffix in ("R2starmap", "T2starmap", "swi", "minIP")}
+    assert units == {"R2starmap": "1/s", "T2starmap": "s", "swi": "arbitrary", "minIP": "arbitrary"}
+    r2star, minip = sidecar_of(output, "R2starmap"), sidecar_of(output, "minIP")
+    assert r2star["Method"] == "loglinear" and r2star["MethodParameters"]["highest"] == job.settings.r2star.highest
+    assert (minip["SlabThickness"], minip["SlabAxis"], minip["SkullStripped"]) == (12.0, "k", True)
+    assert minip["Sources"][0].endswith("_swi.nii.gz") and sidecar_of(output, "swi")["SkullStripped"] is False
+    for suffix in units:
+        for uri in sidecar_of(output, suffix)["Sources"]:
+            assert (output / uri.removeprefix("bids::")).is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "gone"), [("r2star", {"R2starmap", "T2starmap"}), ("swi", {"swi", "minIP"})], ids=["r2star", "swi"]
+)
+def test_an_image_beside_the_map_that_was_not_made_is_left_out_and_said_so(
+    stage: str, gone: set[str], job: Job, output: Path
+) -> None:
+    result = job.work.find(stage)
+    assert result is not None
+    lost = Made(facts={"missing": "why"}, notices=[Notice("M002", "none was made: why")])
+    job.work.write(stage, result.record["key"], lost, {"stage": stage, "device": "cpu"})
+    folder = publish(job, output).folder
+    there = {path.name.removesuffix(".nii.gz").split("_")[-1] for path in folder.glob("anat/*.nii.gz")}
+    assert there == {"Chimap", "R2starmap", "T2starmap", "swi", "minIP", "mask", "fieldmap", "T2starw"} - gone
+    assert {"stage": stage, "code": "M002", "text": "none was made: why"} in read_manifests(output)[0]["warnings"]
+    assert verify(output) == []
 
 
 def test_a_map_that_holds_no_numbers_is_left_out_and_said_so(job: Job, output: Path) -> None:

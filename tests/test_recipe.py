@@ -18,7 +18,7 @@ from pipeline.recipe import Inputs, Job, recipe, reconstruct, run_stage
 from pipeline.settings import load
 from pipeline.work import Made, digest
 
-ORDER = ["convert", "mask", "unwrap", "field", "background", "invert-tkd", "invert-tv", "quality"]
+ORDER = ["convert", "mask", "unwrap", "field", "background", "r2star", "invert-tkd", "invert-tv", "swi", "quality"]
 CPU: dict[str, Any] = {"method": "tkd", "device": "cpu"}
 
 
@@ -39,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return run
 
-    for name in ("convert", "mask", "unwrap", "field", "background", "invert", "quality"):
+    for name in ("convert", "mask", "unwrap", "field", "background", "r2star", "invert", "swi", "quality"):
         monkeypatch.setattr(module, f"_{name}", stand_in(name))
     return made
 
@@ -109,6 +109,29 @@ def test_a_setting_of_a_method_that_does_not_run_changes_nothing(job: Job, calls
     calls.clear()
     reconstruct(changed(job, "rts.delta=0.2", keep_work=True))
     assert calls == []
+
+
+@pytest.mark.parametrize(("word", "stage"), [("r2star.method=arlo", "r2star"), ("swi.slab_mm=8", "swi")])
+def test_the_images_beside_the_map_rest_on_nothing_but_their_own_settings(
+    word: str, stage: str, job: Job, calls: list[str]
+) -> None:
+    reconstruct(job)
+    calls.clear()
+    reconstruct(changed(job, word))
+    assert calls == [stage]
+
+
+def test_another_reference_makes_the_maps_again_and_nothing_before_them(job: Job, calls: list[str]) -> None:
+    reconstruct(job)
+    calls.clear()
+    reconstruct(changed(job, "reference.region=csf"))
+    assert calls == ["invert-tkd", "invert-tv", "quality"]
+
+
+def test_a_map_waits_for_r2star_only_where_it_is_referred_to_fluid(job: Job) -> None:
+    for region, waits in (("mean", False), ("csf", True)):
+        stages = {s.name: s for s in recipe(changed(job, f"reference.region={region}").settings)}
+        assert all(("r2star" in stages[f"invert-{m}"].after) == waits for m in ("tkd", "tv"))
 
 
 def test_a_further_method_leaves_the_others_as_they_are(job: Job, calls: list[str]) -> None:
@@ -203,7 +226,7 @@ def test_progress_names_the_stage(job: Job, calls: list[str], monkeypatch: pytes
     said: list[tuple[str, float, str]] = []
     reconstruct(job, lambda *words: said.append(words))
     assert said == [("field", 0.5, "half")]
-    assert isinstance(recipe(job.settings)[5].run, partial)
+    assert isinstance(recipe(job.settings)[ORDER.index("invert-tkd")].run, partial)
 
 
 def test_a_record_says_how_it_was_made(job: Job, calls: list[str]) -> None:

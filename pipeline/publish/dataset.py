@@ -21,6 +21,8 @@ IGNORED_BY_BIDS = (
     "*_qc.json",
     "*_qsm.html",
     "*_fieldmap.*",
+    "*_swi.*",
+    "*_minIP.*",
 )
 CITATION = ("# How to cite", "", "Sources of the steps that made these results; each manifest.json lists its own.", "")
 

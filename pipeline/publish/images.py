@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,12 @@ TOTAL_MASKED = ("desc-total_fieldmap", "desc-brain_mask")
 LOCAL_MASKED = ("desc-local_fieldmap", "desc-brain_mask")
 TOTAL = "Total field relative to B0, positive where the field is higher"
 LOCAL = "Local field relative to B0, of sources inside the mask; zero outside the eroded mask"
+R2STAR = "Rate of the magnitude's decay over the echoes (R2*); zero outside the mask"
+T2STAR = "Time of the magnitude's decay over the echoes (T2*), the inverse of R2*; zero outside the mask"
+WEIGHTED = (
+    "Susceptibility-weighted image: the magnitude of all echoes without shading, dark where the local field rises"
+)
+LOWEST = "Minimum of the susceptibility-weighted image over a slab around each slice; zero outside the mask"
 MAGNITUDE: dict[str, Any] = {
     "Description": "Magnitude of all echoes",
     "MagnitudeCombination": "root sum of squares over the echoes",
@@ -55,7 +61,31 @@ def images(
         suffix = "Chimap" if method == methods[0] else f"desc-{method}_Chimap"
         result = stages[f"invert-{method}"]
         add(suffix, result.array("chi_ppm"), LOCAL_MASKED, **_map(settings, method, result.facts))
+    for suffix, volume, sources, own in _beside(settings, stages):
+        add(suffix, volume, sources, **own)
     return files
+
+
+def _beside(
+    settings: Settings, stages: Mapping[str, Result]
+) -> Iterator[tuple[str, Tensor, tuple[str, ...], dict[str, Any]]]:
+    """Suffix, volume, sources and sidecar entries of the images beside the map that could be made."""
+    decay, weighted = stages["r2star"], stages["swi"]
+    if decay.has("r2star"):
+        own: dict[str, Any] = {"SkullStripped": True, **_method(decay.facts["method"], settings.r2star)}
+        yield "R2starmap", decay.array("r2star"), MASKED, {"Description": R2STAR, "Units": "1/s", **own}
+        yield "T2starmap", decay.array("t2star_s"), MASKED, {"Description": T2STAR, "Units": "s", **own}
+    if weighted.has("swi"):
+        own = {"Units": "arbitrary", **_method("clear-swi", settings.swi)}
+        swi = {"Description": WEIGHTED, "SkullStripped": False, **own}
+        yield "swi", weighted.array("swi"), (*MASKED, "desc-local_fieldmap"), swi
+        slab = {"SlabThickness": weighted.facts["slab_mm"], "SlabAxis": "ijk"[weighted.facts["slab_axis"]]}
+        minip = {"Description": LOWEST, "SkullStripped": True, **slab, **own}
+        yield "minIP", weighted.array("minip"), ("swi", "desc-brain_mask"), minip
+
+
+def _method(name: str, params: Any) -> dict[str, Any]:
+    return {"Method": name, "MethodParameters": asdict(params)}
 
 
 def _root_sum_of_squares(convert: Result) -> Tensor:

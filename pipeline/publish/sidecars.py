@@ -29,6 +29,8 @@ ALLOWED = frozenset(
         "Seed",
         "ReferenceRegion",
         "BackgroundRemoval",
+        "SlabThickness",
+        "SlabAxis",
         "B0Direction",
         "EchoTimes",
         "MagneticFieldStrength",
