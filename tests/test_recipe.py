@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ from pipeline.errors import ChironError
 from pipeline.find import Scan
 from pipeline.recipe import Inputs, Job, recipe, reconstruct, run_stage
 from pipeline.settings import load
-from pipeline.work import Made, digest
+from pipeline.volumes import Grid
+from pipeline.work import Made, Result, digest
 
 ORDER = ["convert", "mask", "unwrap", "field", "background", "r2star", "invert-tkd", "invert-tv", "swi", "quality"]
 CPU: dict[str, Any] = {"method": "tkd", "device": "cpu"}
@@ -132,6 +134,91 @@ def test_a_map_waits_for_r2star_only_where_it_is_referred_to_fluid(job: Job) -> 
     for region, waits in (("mean", False), ("csf", True)):
         stages = {s.name: s for s in recipe(changed(job, f"reference.region={region}").settings)}
         assert all(("r2star" in stages[f"invert-{m}"].after) == waits for m in ("tkd", "tv"))
+
+
+def measured(job: Job, echoes: int = 3) -> None:
+    """The results that R2*, SWI and the maps rest on: a ball of tissue with a smaller one of fluid in its middle."""
+    grid = Grid.simple((20, 22, 18), (4.0, 4.0, 4.0))
+    axes = [torch.arange(n) - n / 2 for n in grid.shape]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    r = (x**2 + y**2 + z**2).sqrt()
+    times, mask = [0.004 * (e + 1) for e in range(echoes)], r < 8
+    r2star = torch.where(r < 3, 2.0, 20.0)
+    magnitude = torch.stack([500 * torch.exp(-t * r2star) for t in times])
+    facts = {"grid": grid.json(), "echo_times_s": times, "b0_tesla": 3.0}
+    local = {"local_ppm": 0.02 * (r < 3) * mask, "mask": mask.to(torch.uint8)}
+    found = {
+        "convert": Made({"magnitude": magnitude, "phase_rad": 0 * magnitude}, facts=facts),
+        "mask": Made({"mask": mask.to(torch.uint8)}),
+        "unwrap": Made({"unwrapped_rad": 0 * magnitude}),
+        "field": Made({"sd_ppm": 0.001 * mask}, facts={"signal_noise": 1.0}),
+        "background": Made(local),
+    }
+    for stage, result in found.items():
+        job.work.write(stage, "key", result, {"stage": stage})
+
+
+def run_named(job: Job, name: str) -> Result:
+    return run_stage(next(stage for stage in recipe(job.settings) if stage.name == name), job)
+
+
+def test_images_beside_the_map_are_made_of_real_echoes(job: Job) -> None:
+    measured(job)
+    decay, weighted = run_named(job, "r2star"), run_named(job, "swi")
+    assert decay.array("r2star")[10, 11, 9] == pytest.approx(2.0, abs=0.1)
+    assert decay.array("t2star_s")[10, 11, 16] == pytest.approx(0.05, abs=0.001)
+    assert weighted.has("swi") and weighted.has("minip") and weighted.facts["slab_slices"] == 3
+    assert decay.record["notices"] == [] and weighted.record["notices"] == []
+
+
+def test_from_one_echo_comes_swi_but_no_r2star_and_it_is_said(job: Job) -> None:
+    measured(job, echoes=1)
+    decay, weighted = run_named(job, "r2star"), run_named(job, "swi")
+    assert not decay.has("r2star") and weighted.has("swi")
+    assert [(n["code"], "no R2* map" in n["text"]) for n in decay.record["notices"]] == [("E007", True)]
+
+
+@pytest.mark.parametrize(("stage", "name"), [("r2star", "map_r2star"), ("swi", "weight_susceptibility")])
+def test_what_fails_beside_the_map_costs_only_itself(
+    stage: str, name: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise ZeroDivisionError("/secret/Doe")
+
+    measured(job)
+    monkeypatch.setattr(module, name, fail)
+    result = run_named(job, stage)
+    (notice,) = result.record["notices"]
+    assert notice["code"] == "M002" and "ZeroDivisionError" in notice["text"] and "Doe" not in notice["text"]
+    assert "ZeroDivisionError" in result.file("trace.txt").decode() and "missing" in result.facts
+    assert not any(file.endswith(".npy") for file in result.record["files"])
+    assert run_named(job, "invert-tkd").has("chi_ppm")
+
+
+def test_a_map_is_referred_to_the_ventricles_where_asked(job: Job) -> None:
+    measured(job)
+    mean = run_named(job, "invert-tkd")
+    asked = changed(job, "reference.region=csf")
+    run_named(asked, "r2star")
+    csf = run_named(asked, "invert-tkd")
+    mask = job.work.folder / "mask" / "mask.npy"
+    fluid = run_named(asked, "r2star").array("r2star").lt(5) & torch.from_numpy(np.load(mask)).bool()
+    assert csf.facts["reference"]["region"] == "cerebrospinal fluid of the ventricles"
+    assert csf.facts["reference"]["voxels"] == int(fluid.sum())
+    assert float(csf.array("chi_ppm")[fluid].mean()) == pytest.approx(0, abs=1e-6)
+    assert csf.facts["reference"]["mean_ppm"] != mean.facts["reference"]["mean_ppm"]
+    assert csf.record["decisions"][0]["decided"] == csf.facts["reference"]["region"]
+
+
+def test_without_r2star_a_map_keeps_its_mean_and_says_so(job: Job) -> None:
+    measured(job, echoes=1)
+    asked = changed(job, "reference.region=csf")
+    run_named(asked, "r2star")
+    found = run_named(asked, "invert-tkd")
+    assert found.facts["reference"]["region"] == "mean of the final mask"
+    assert [n["code"] for n in found.record["notices"]] == ["P009"]
+    (decision,) = found.record["decisions"]
+    assert decision["decided"] == "mean of the final mask" and "no fluid" in decision["because"]
 
 
 def test_a_further_method_leaves_the_others_as_they_are(job: Job, calls: list[str]) -> None:

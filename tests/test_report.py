@@ -78,6 +78,8 @@ def scan(folder: Path, made: tuple[str, ...] = ("rts", "tkd"), grid: Grid | None
     write(work, "field", {"total_ppm": (local + slope) * mask}, noise_rad=0.02, median_sd_ppm=0.003)
     arrays = {"local_ppm": local * final, "mask": final.to(torch.uint8)}
     write(work, "background", arrays, method="vsharp", eroded_share=0.31)
+    write(work, "r2star", {"r2star": 20.0 * mask}, method="loglinear", median_r2star=21.5, clipped_negative=7)
+    write(work, "swi", {"swi": 1.0 - 0.5 * (chi > 0.05), "minip": 0.8 * mask}, slab_mm=12.0)
     for i, method in enumerate(made):
         found = (chi * (1 - 0.1 * i) - (chi[final].mean())) * final
         fit = (
@@ -252,6 +254,32 @@ def test_a_damaged_array_is_left_out(tmp_path: Path) -> None:
     (work.folder / "field" / "total_ppm.npy").write_bytes(b"broken")
     page = write_report(work, "sub-1", RTS)
     assert "Total field" not in page and "Local field" in page
+
+
+def test_images_beside_the_map_are_shown_at_printed_windows(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    page = write_report(work, "sub-1", RTS)
+    for title, window in (("R2*", "0 to 60.0 1/s"), ("SWI", "0 to 1.30"), ("Minimum-intensity projection", "12 mm")):
+        assert re.search(rf"<h3>{re.escape(title)}.*?{re.escape(window)}", page, re.DOTALL), title
+    assert "21.5" in page and "R2* below zero" in page
+    assert "R2* was fitted to the logarithm" in page and "in the manner of CLEAR-SWI" in page
+    assert "10.1016/j.neuroimage.2021.118175" in page and "10.1002/mrm.1910340618" in page
+    write(work, "r2star", missing="a single echo")
+    write(work, "swi", missing="an unexpected ValueError")
+    page = write_report(work, "sub-1", RTS)
+    assert "<h3>R2*</h3>" not in page and "<h3>SWI</h3>" not in page and "CLEAR-SWI" not in page
+
+
+def test_the_reference_is_said_as_it_was_taken(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    assert "relative to the mean in the final mask" in write_report(work, "sub-1", RTS)
+    found = work.find("invert-rts")
+    assert found
+    fluid = {"region": "cerebrospinal fluid of the ventricles", "mean_ppm": 0.012, "sd_ppm": 0.02, "voxels": 700}
+    write(work, "invert-rts", {"chi_ppm": found.array("chi_ppm")}, method="rts", reference=fluid)
+    page = write_report(work, "sub-1", RTS)
+    assert "relative to the cerebrospinal fluid of the ventricles" in page and "10.1002/mrm.26946" in page
+    assert "cerebrospinal fluid of the ventricles (0.0120" in page
 
 
 def test_maps_without_numbers_and_empty_masks_still_give_a_page(tmp_path: Path) -> None:

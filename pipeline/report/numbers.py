@@ -50,6 +50,12 @@ SCAN = {
     "fit_residual": Meaning("Residual of the field fit", says="How far the echoes disagree on one field; 0 is none."),
     "noise_rad": Meaning("Noise of the phase", "rad", says="Standard deviation in the first echo."),
     "median_sd_ppm": Meaning("Noise of the field", "ppm", says="Median standard deviation in the mask."),
+    "median_r2star": Meaning(
+        "R2*", "1/s", says="Median in the mask; about 20 in a brain at 3 T, growing with the field."
+    ),
+    "median_r2star_sd": Meaning("Noise of R2*", "1/s", says="Median standard deviation in the mask."),
+    "clipped_negative": Meaning("R2* below zero", "voxels", says="Set to zero: noise where the decay is slow."),
+    "clipped_high": Meaning("R2* beyond its limit", "voxels", says="Set to the limit: signal lost near air."),
     "snr": Meaning("Signal-to-noise ratio", says="Median of the first echo in the mask over its noise."),
 }
 PLAUSIBILITY = {
@@ -85,7 +91,7 @@ UNSAID = ("finite_share", "mean_ppm", "echoes")  # judged in the verdict, or sho
 def numbers(found: Found) -> list[Row]:
     """What was measured of the scan before the inversion: by the quality stage, else by the steps themselves."""
     facts: dict[str, Any] = {}
-    for stage in ("mask", "unwrap", "field", "background"):
+    for stage in ("mask", "unwrap", "field", "background", "r2star"):
         facts |= {name: value for name, value in found.facts(stage).items() if name in SCAN}
     facts |= found.facts("quality").get("acquisition") or {}
     order = [*(name for name in SCAN if name in facts), *(name for name in facts if name not in SCAN)]

@@ -21,6 +21,9 @@ DIFFERENCE = Window(-0.05, 0.05, "ppm", DIVERGING)
 MISFIT = Window(-0.02, 0.02, "ppm", DIVERGING)
 SPREAD = Window(0.0, 0.03, "ppm")
 
+R2STAR_PER_TESLA = 20.0  # the upper end of R2*'s window in 1/s per tesla, with which R2* grows
+WEIGHTED = Window(0.0, 1.3, "of usual brightness")
+
 SPREADS = ("uncertainty_ppm", "spread_ppm", "sd_ppm")  # names that a method may give its uncertainty
 STRIP = 8
 
@@ -84,6 +87,7 @@ def _volumes(found: Found, brief: bool = False) -> Iterator[_Volume]:
     yield from _maps(found, brief)
     if not brief:
         yield from _comparisons(found)
+        yield from _beside(found)
         yield from _truth(found)
 
 
@@ -142,6 +146,21 @@ def _comparisons(found: Found) -> Iterator[_Volume]:
         spread = found.array(f"invert-{found.primary}", name)
         if spread is not None:
             yield _Volume("Uncertainty of χ", "Spread of the method’s own repetitions.", SPREAD, spread, found.final)
+
+
+def _beside(found: Found) -> Iterator[_Volume]:
+    r2star, swi, minip = found.array("r2star", "r2star"), found.array("swi", "swi"), found.array("swi", "minip")
+    if r2star is not None:
+        top = R2STAR_PER_TESLA * float(found.facts("convert").get("b0_tesla", 3.0))
+        note = "Bright is fast decay: iron, veins, and tissue near air, where the field dephases a voxel."
+        yield _Volume("R2*", note, Window(0.0, top, "1/s"), r2star, found.brain)
+    if swi is not None:
+        note = "The magnitude, dark where the local field rises: veins, iron, blood."
+        yield _Volume("SWI", note, WEIGHTED, swi)
+    if minip is not None:
+        slab = found.facts("swi").get("slab_mm", 0.0)
+        note = f"The darkest of {slab:.0f} mm around each slice: veins are seen along their course."
+        yield _Volume("Minimum-intensity projection of SWI", note, WEIGHTED, minip)
 
 
 def _truth(found: Found) -> Iterator[_Volume]:

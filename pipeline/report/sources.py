@@ -141,6 +141,44 @@ _TABLE = (
         "arXiv:1711.10925",
     ),
     Citation(
+        "arlo",
+        "pei2015",
+        "Pei M, Nguyen TD, Thimmappa ND, et al",
+        "Algorithm for fast monoexponential fitting based on Auto-Regression on Linear Operations (ARLO) of data",
+        "Magn Reson Med 73:843",
+        2015,
+        "10.1002/mrm.25137",
+    ),
+    Citation(
+        "arlo loglinear",
+        "gudbjartsson1995",
+        "Gudbjartsson H, Patz S",
+        "The Rician distribution of noisy MRI data",
+        "Magn Reson Med 34:910",
+        1995,
+        "10.1002/mrm.1910340618",
+    ),
+    Citation(
+        "swi",
+        "eckstein2021",
+        "Eckstein K, Bachrata B, Hangel G, et al",
+        "Improved susceptibility weighted imaging at ultra-high field using bipolar multi-echo acquisition and "
+        "optimized image processing: CLEAR-SWI",
+        "NeuroImage 237:118175",
+        2021,
+        "10.1016/j.neuroimage.2021.118175",
+    ),
+    Citation(
+        "csf",
+        "liu2018",
+        "Liu Z, Spincemaille P, Yao Y, et al",
+        "MEDI+0: Morphology enabled dipole inversion with automatic uniform cerebrospinal fluid zero reference for "
+        "quantitative susceptibility mapping",
+        "Magn Reson Med 79:2795",
+        2018,
+        "10.1002/mrm.26946",
+    ),
+    Citation(
         "xsim",
         "milovic2025",
         "Milovic C, Tejos C, Silva J, et al",
@@ -164,6 +202,12 @@ _PHRASES = {
     "dip": "Deep Image Prior, an untrained network fitted to the scan",
     "diffusion": "posterior sampling with a diffusion prior",
     "cyclegan": "a physics-informed cycle-consistent network",
+}
+
+_BESIDE = {
+    "arlo": "R2* was fitted to the magnitudes by ARLO.",
+    "loglinear": "R2* was fitted to the logarithm of the magnitudes, weighted by their noise, its floor taken off.",
+    "swi": "Susceptibility-weighted images were made of magnitudes and local field in the manner of CLEAR-SWI.",
 }
 
 
@@ -190,13 +234,17 @@ def methods_text(used: Mapping[str, Mapping[str, Any]], version: str) -> str:
     if methods:
         beside = f", and for comparison by {' and '.join(methods[1:])}" if len(methods) > 1 else ""
         sentences.append(f"The local field was inverted by {methods[0]}{beside}.")
-        sentences.append("Susceptibility is given in ppm relative to the mean in the final mask.")
+        region = "the cerebrospinal fluid of the ventricles" if "csf" in steps else "the mean in the final mask"
+        sentences.append(f"Susceptibility is given in ppm relative to {region}.")
+    sentences += [_BESIDE[s] for s in ("arlo", "loglinear", "swi") if s in steps]
     return " ".join(sentences)
 
 
 def _steps(used: Settings | Mapping[str, Mapping[str, Any]]) -> set[str]:
     if isinstance(used, Settings):
-        return {used.unwrap.method, "offset", used.background.method, *chosen_methods(used)}
+        reference = {"csf"} if used.reference.region == "csf" else set()
+        beside = {used.r2star.method, "swi", *reference}
+        return {used.unwrap.method, "offset", used.background.method, *chosen_methods(used), *beside}
     steps = set(_methods(used))
     if "unwrap" in used:
         steps.add(used["unwrap"].get("method", "romeo"))
@@ -204,6 +252,12 @@ def _steps(used: Settings | Mapping[str, Mapping[str, Any]]) -> set[str]:
             steps.add("offset")
     if "background" in used:
         steps.add(used["background"].get("method", "vsharp"))
+    if "method" in used.get("r2star", {}):
+        steps.add(used["r2star"]["method"])
+    if "missing" not in used.get("swi", {"missing": "all"}):
+        steps.add("swi")
+    if any("fluid" in str(facts.get("reference")) for facts in used.values()):
+        steps.add("csf")
     if "xsim" in str(used.get("quality", {})).lower():
         steps.add("xsim")
     return steps
