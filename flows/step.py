@@ -174,8 +174,8 @@ STAGES: dict[str, Callable[[Artefacts, Settings], dict[str, Tensor]]] = {
 def _total(found: Artefacts, settings: Settings) -> tuple[Field, Tensor]:
     echoes = found.echoes()
     mask = found.mask() if found.has("mask") else make_mask(echoes, settings.mask).mask
-    unwrapped = unwrap(echoes, mask, settings.unwrap).echoes
-    return total_field(unwrapped, mask).field, mask
+    unwrapped = unwrap(echoes, mask, settings.unwrap)
+    return total_field(unwrapped.echoes, unwrapped.mask, settings.fit).field, mask
 
 
 def _local(total: Field, settings: Settings) -> Field:

@@ -75,6 +75,7 @@ CATALOGUE: dict[str, Fault] = {
     ),
     "P008": Fault("a mask in pieces", "warn", "Look at the outline in the report."),
     "P009": Fault("no fluid to refer the map to", "warn", "Nothing: the map is relative to its mean, as it says."),
+    "P010": Fault("wraps left in the phase", "warn", "Look at the field near air; a shorter first echo helps."),
     "R001": Fault("the asked device is not there", "refuse", "Use --device cpu or auto.", 16),
     "R002": Fault("out of memory", "set aside", "Use a machine with more memory, or --device cpu."),
     "R003": Fault("a job beyond its time limit", "set aside", "Look at the machine, then run again."),

@@ -125,8 +125,8 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
     return (
         Stage("convert", 1, (), ("acquisition", "phase"), _convert, "reading the images"),
         Stage("mask", 1, ("convert",), ("mask",), _mask, "finding the brain"),
-        Stage("unwrap", 1, ("convert", "mask"), ("unwrap",), _unwrap, "unwrapping the phase"),
-        Stage("field", 1, ("convert", "mask", "unwrap"), (), _field, "fitting the field"),
+        Stage("unwrap", 2, ("convert", "mask"), ("unwrap",), _unwrap, "unwrapping the phase"),
+        Stage("field", 2, ("convert", "unwrap"), ("fit",), _field, "fitting the field"),
         Stage(
             "background",
             1,
@@ -253,15 +253,20 @@ def _mask(inputs: Inputs) -> Made:
 
 
 def _unwrap(inputs: Inputs) -> Made:
-    """-> unwrapped_rad (E, X, Y, Z) without offset, offset_rad (X, Y, Z); facts: method, wraps_left."""
+    """-> unwrapped_rad (E, X, Y, Z) without offset, offset_rad (X, Y, Z), mask (less what is not reliable, uint8)."""
     found = unwrap(inputs.echoes(), inputs.array("mask", "mask").bool(), inputs.settings.unwrap)
-    arrays = {"unwrapped_rad": found.echoes.phase_rad, "offset_rad": found.offset_rad}
+    arrays = {
+        "unwrapped_rad": found.echoes.phase_rad,
+        "offset_rad": found.offset_rad,
+        "mask": found.mask.to(torch.uint8),
+    }
     return Made(arrays, facts=found.facts, decisions=found.decisions, notices=found.notices)
 
 
 def _field(inputs: Inputs) -> Made:
     """-> total_ppm, sd_ppm, residual (relative fit residual); facts: noise_rad, median_sd_ppm."""
-    found = total_field(inputs.echoes(("unwrap", "unwrapped_rad")), inputs.array("mask", "mask").bool())
+    echoes, mask = inputs.echoes(("unwrap", "unwrapped_rad")), inputs.array("unwrap", "mask").bool()
+    found = total_field(echoes, mask, inputs.settings.fit)
     arrays = {"total_ppm": found.field.ppm, "sd_ppm": found.field.sd_ppm, "mask": found.field.mask.to(torch.uint8)}
     return Made({**arrays, "residual": found.residual}, facts=found.facts)
 

@@ -17,6 +17,7 @@ from models.params import check_ranges
 from pipeline.background import PDF, VSHARP, Background
 from pipeline.convert import Acquisition
 from pipeline.errors import ChironError
+from pipeline.field import Fit
 from pipeline.mask import Mask
 from pipeline.phase import Phase
 from pipeline.r2star import R2Star
@@ -41,6 +42,7 @@ class Settings(BaseModel):
     phase: Phase = Phase()
     mask: Mask = Mask()
     unwrap: Unwrap = Unwrap()
+    fit: Fit = Fit()
     background: Background = Background()
     vsharp: VSHARP = VSHARP()
     pdf: PDF = PDF()

@@ -72,7 +72,7 @@ def test_the_offset_of_the_coils_is_taken_off(times: tuple[float, ...]) -> None:
 def test_a_bipolar_readout_is_detected_and_corrected(times: tuple[float, ...], seed: int) -> None:
     bipolar = scan(times, bipolar=True, seed=seed)
     found = unwrap(echoes(bipolar), brain())
-    assert [n.code for n in found.notices] == ["E013"]
+    assert "E013" in [n.code for n in found.notices]
     assert [(d.what, d.decided) for d in found.decisions] == [("readout", "bipolar, corrected")]
     assert misfit_ppm(bipolar) < 0.02 < misfit_ppm(bipolar, Unwrap(bipolar="no"))
 
@@ -81,7 +81,7 @@ def test_a_bipolar_readout_is_detected_and_corrected(times: tuple[float, ...], s
 @pytest.mark.parametrize("seed", range(3))
 def test_a_monopolar_readout_is_left_alone(times: tuple[float, ...], seed: int) -> None:
     found = unwrap(echoes(scan(times, seed=seed)), brain())
-    assert not found.notices and found.decisions[0].decided == "monopolar"
+    assert found.decisions[0].decided == "monopolar" and "E013" not in [n.code for n in found.notices]
 
 
 @pytest.mark.parametrize("method", ["romeo", "laplacian"])
