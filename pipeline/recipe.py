@@ -352,7 +352,8 @@ def _referred_to_csf(found: Susceptibility, facts: dict[str, Any], inputs: Input
         chi, reference = refer_to_csf(found.ppm, found.mask, csf, taken_off)
     except ChironError as error:
         decision = Decision(what, facts["reference"]["region"], f"no fluid was found: {error.found}", override)
-        return Made({"chi_ppm": found.ppm}, {}, facts, [decision], [Notice(error.code, error.found)])
+        notice = Notice(error.code, f"the map is relative to its mean, not to fluid as asked: {error.found}")
+        return Made({"chi_ppm": found.ppm}, {}, facts, [decision], [notice])
     decision = Decision(what, reference["region"], f"asked for; {reference['voxels']} voxels of slow decay", override)
     return Made({"chi_ppm": chi}, {}, {**facts, "reference": reference}, [decision])
 

@@ -58,7 +58,7 @@ def weight_susceptibility(echoes: Echoes, mask: Tensor, local: Field, params: SW
         "echoes": len(echoes.echo_times_s),
         "slab_axis": axis,
         "slab_slices": slices,
-        "slab_mm": slices * echoes.grid.voxel_size_mm[axis],
+        "slab_mm": round(slices * echoes.grid.voxel_size_mm[axis], 3),
         "darkened_share": float((factor[local.mask] < 0.5).float().mean()),
     }
     return Weighted(swi, minip, facts)

@@ -237,7 +237,9 @@ def test_an_empty_work_folder_still_gives_a_page(tmp_path: Path) -> None:
     assert links(page).fetched == [] and links(page).open == []
 
 
-@pytest.mark.parametrize("gone", ["mask", "unwrap", "field", "background", "invert-tkd", "invert-rts", "quality"])
+@pytest.mark.parametrize(
+    "gone", ["mask", "unwrap", "field", "background", "r2star", "swi", "invert-tkd", "invert-rts", "quality"]
+)
 def test_any_stage_may_be_missing(tmp_path: Path, gone: str) -> None:
     work = scan(tmp_path)
     (work.folder / gone / "stage.json").unlink()
