@@ -196,15 +196,11 @@ def _given_field(found: Artefacts, name: str) -> Field:
 
 
 def _noise(ppm: Tensor, mask: Tensor, found: Artefacts) -> Tensor:
-    """Standard deviation (X, Y, Z) of the field's noise: its level from the field's finest detail (Donoho and Johnstone
-    1994, doi 10.1093/biomet/81.3.425), its shape from the magnitude where there is one, as 1 / (magnitude * echo time).
+    """Standard deviation (X, Y, Z) of the field's noise: its level from the field, its shape from the magnitude where
+    there is one, as 1 / (magnitude * echo time).
     """
-    detail, whole = ppm, mask
-    for axis in range(3):
-        detail = (detail.diff(dim=axis)) / 2**0.5
-        whole = whole.narrow(axis, 1, whole.shape[axis] - 1) & whole.narrow(axis, 0, whole.shape[axis] - 1)
-    level = float(detail[whole].abs().median()) / 0.6745 if bool(whole.any()) else 0.0
-    flat = torch.full_like(ppm, max(level, SMALLEST_NOISE_PPM))
+    level = noise_level(ppm, mask)
+    flat = torch.full_like(ppm, level)
     if not found.has("magnitude"):
         return flat
     echoes = _by_echo(found.volume("magnitude"))
@@ -214,6 +210,18 @@ def _noise(ppm: Tensor, mask: Tensor, found: Artefacts) -> Tensor:
     signal = (echoes * torch.tensor(times, device=ppm.device)[:, None, None, None]).square().sum(0).sqrt()
     typical = signal[mask].median()
     return flat * typical / signal.clamp(min=0.05 * float(typical))
+
+
+def noise_level(ppm: Tensor, mask: Tensor) -> float:
+    """Standard deviation of a field's noise in ppm, from its finest detail (Donoho and Johnstone 1994,
+    doi 10.1093/biomet/81.3.425).
+    """
+    detail, whole = ppm, mask
+    for axis in range(3):
+        detail = (detail.diff(dim=axis)) / 2**0.5
+        whole = whole.narrow(axis, 1, whole.shape[axis] - 1) & whole.narrow(axis, 0, whole.shape[axis] - 1)
+    level = float(detail[whole].abs().median()) / 0.6745 if bool(whole.any()) else 0.0
+    return max(level, SMALLEST_NOISE_PPM)
 
 
 def _by_echo(volume: Tensor) -> Tensor:

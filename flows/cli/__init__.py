@@ -16,7 +16,7 @@ import typer
 
 from flows import show
 from flows.cli.look import doctor, explain, inspect, report, settings, status
-from flows.cli.measure import evaluate, step
+from flows.cli.measure import bench, evaluate, grid, step
 from flows.cli.options import INTERNAL, INTERRUPTED
 from flows.cli.reconstruct import demo, run
 from flows.engine import leave
@@ -47,6 +47,11 @@ app.command(epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable 
     step
 )
 app.command(epilog="Exit codes: 0 done, 2 unreadable files, 10 files that do not fit together.")(evaluate)
+app.command(epilog="Exit codes: 0 done, 2 wrong usage, 14 a page that cannot be written, 16 no such device.")(bench)
+app.command(
+    epilog="Exit codes: 0 done, 2 wrong usage or label maps, 13 no such folder, 14 a page that cannot be written, "
+    "15 settings, 16 no such device."
+)(grid)
 app.command(epilog="Exit codes: 0 well, 15 an installation or key that is wrong, 16 the device, 18 Prefect.")(doctor)
 app.command()(settings)
 app.command(epilog="Exit codes: 0 done, 2 no such code.")(explain)

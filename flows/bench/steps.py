@@ -1,0 +1,104 @@
+"""The steps that are timed: those of the pipeline, and every method of its tables, with what each is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from flows.bench.case import SNR, Case
+from flows.heads import signal_noise
+from pipeline.background import PARAMS as BACKGROUNDS
+from pipeline.background import remove_background
+from pipeline.field import total_field
+from pipeline.invert import CLASSICAL, classical_default, invert
+from pipeline.mask import make_mask
+from pipeline.r2star import map_r2star
+from pipeline.settings import load
+from pipeline.swi import weight_susceptibility
+from pipeline.unwrap import unwrap
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A step with its inputs in memory: the work alone is timed."""
+
+    inputs: Any
+    run: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: how it is made ready, and whether its cost depends on the number of echoes."""
+
+    prepare: Callable[[Case], Ready]
+    by_echoes: bool
+
+
+def steps() -> dict[str, Step]:
+    """Name -> step, in the order of a scan."""
+    return {
+        "mask": Step(_mask, True),
+        "unwrap": Step(_unwrap, True),
+        "field": Step(_field, True),
+        "total-field": Step(_total_field, True),
+        **{f"background-{name}": Step(partial(_background, name), False) for name in BACKGROUNDS},
+        **{f"invert-{name}": Step(partial(_invert, name), False) for name in CLASSICAL},
+        "r2star": Step(_r2star, True),
+        "swi": Step(_swi, True),
+        "default-path": Step(_default_path, True),
+    }
+
+
+def _mask(case: Case) -> Ready:
+    scan = case.scan()
+    return Ready(scan, lambda: make_mask(scan))
+
+
+def _unwrap(case: Case) -> Ready:
+    scan, mask = case.scan(), case.mask()
+    return Ready((scan, mask), lambda: unwrap(scan, mask))
+
+
+def _field(case: Case) -> Ready:
+    scan, mask = case.scan("unwrapped"), case.mask()
+    return Ready((scan, mask), lambda: total_field(scan, mask))
+
+
+def _total_field(case: Case) -> Ready:
+    scan, mask = case.scan(), case.mask()
+    return Ready((scan, mask), lambda: total_field(unwrap(scan, mask).echoes, mask))
+
+
+def _background(method: str, case: Case) -> Ready:
+    total = case.field("total")
+    return Ready(total, lambda: remove_background(total, method))
+
+
+def _invert(method: str, case: Case) -> Ready:
+    local = case.field("local")
+    return Ready(local, lambda: invert(local, method))
+
+
+def _r2star(case: Case) -> Ready:
+    scan, mask = case.scan(), case.mask()
+    noise = signal_noise(scan.magnitude, mask, SNR)
+    return Ready((scan.magnitude, mask), lambda: map_r2star(scan.magnitude, scan.echo_times_s, mask, noise))
+
+
+def _swi(case: Case) -> Ready:
+    scan, local = case.scan(), case.field("local")
+    return Ready((scan, local), lambda: weight_susceptibility(scan, local.mask, local))
+
+
+def _default_path(case: Case) -> Ready:
+    """Total field, background removal and inversion as `chiron run` does them with a mask, by the default methods."""
+    scan, mask = case.scan(), case.mask()
+    background = load().background.method
+
+    def run() -> Any:
+        total = total_field(unwrap(scan, mask).echoes, mask).field
+        return invert(remove_background(total, background)[0], classical_default())
+
+    return Ready((scan, mask), run)

@@ -1,0 +1,130 @@
+"""Scores of the grid -> the page on accuracy: the cells, then of each part medians and worst cases, then every row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from flows.grid import Scores
+from flows.grid.cells import Cell
+from flows.grid.score import Numbers
+from flows.page import machine, table
+
+COLUMNS = {
+    "nrmse": "NRMSE",
+    "dnrmse": "dNRMSE",
+    "dnrmse_tissue": "tissue",
+    "dnrmse_dgm": "DGM",
+    "dnrmse_blood": "blood",
+    "slope_deviation": "slope",
+    "hfen": "HFEN",
+    "xsim": "XSIM",
+    "r": "r",
+    "calc_moment_deviation": "calc. moment",
+    "calc_streak": "calc. streak",
+    "seconds": "s",
+}
+STEPS = {
+    "mask_dice": "mask Dice",
+    "wrong_wraps_percent": "wrong 2 pi, %",
+    "total_nrmse": "total field NRMSE",
+    "local_nrmse": "local field NRMSE",
+    "brain_kept_percent": "brain kept, %",
+    "seconds": "s",
+}
+BEST_IS_HIGH = ("xsim", "r", "mask_dice", "brain_kept_percent")
+HEAD = """# Accuracy
+
+Made by `chiron grid` on: {machine}. One configuration ({configuration}) for all cells.
+
+Heads are simulated, so their susceptibility is known. An anatomy is procedural (a seed) or that of a label map;
+each cell has others. Voxels of 2 mm are averages of the complex signal over voxels of 1 mm, those of 1 x 1 x 2 mm
+over 1 mm as well, so that an inversion does not meet the very discretisation that made its data; 1 mm cells are
+simulated at 1 mm, which favours every method.
+
+{cells}
+Map and truth are both referenced to their mean in the mask of evaluation. Errors in per cent, lower is better:
+NRMSE and dNRMSE (after a linear fit; also within grey and white matter and thalamus, deep grey nuclei, and veins),
+HFEN (edges). Slope is the deviation from 1 of the deep nuclei's slope; XSIM and r are best at 1. Calc. moment is
+the deviation of the calcification's moment in ppm x voxels, calc. streak the streaks around it over its strength.
+Seconds are those of the inversion, and in the table of steps those of all before it. `chiron grid --json FILE`
+writes every metric.
+"""
+DIPOLE = """## Dipole step alone
+
+The true local field within the true brain, with the noise that the fit of the echoes would leave.
+"""
+WHOLE = """## The whole way from the echoes
+
+Phase and magnitude through the recipe of `chiron run`. Maps are scored in the mask that background removal leaves,
+as far as it lies in the true brain; what is kept is its share of that. A wrong 2 pi is a voxel of which an echo's
+phase is more than pi from the true field's, echoes without signal left out. Field errors are in the mask (total)
+and in the mask that is left (local).
+"""
+
+
+def page(scores: Scores, configuration: str) -> str:
+    """The whole page, as Markdown; `configuration` says in words which settings were used."""
+    parts = [HEAD.format(machine=machine(), configuration=configuration, cells=_cells(scores.cells))]
+    if scores.dipole:
+        parts += [DIPOLE, _summary(scores.dipole), "### Every cell\n", _rows(scores.dipole, COLUMNS, "method")]
+    if scores.steps:
+        parts += [WHOLE, "### Steps before the inversion\n", _rows(scores.steps, STEPS)]
+        parts += [_summary(scores.whole), "### Every cell, whole way\n", _rows(scores.whole, COLUMNS, "method")]
+    return "\n".join(parts)
+
+
+def _cells(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    titles = ("cell", "voxel, mm", "averaged from", "SNR", "B0, T", "B0 along", "echoes, ms", "lesion", "readout")
+    lines = []
+    for name, fields in cells.items():
+        cell = Cell(**fields)
+        lines.append(
+            [
+                f"`{name}`",
+                _joined(cell.voxel_mm, " x "),
+                _joined(cell.fine_mm, " x "),
+                f"{cell.snr:g}",
+                f"{cell.b0_tesla:g}",
+                _joined(cell.b0_dir, ", "),
+                _joined([1000 * t for t in cell.echo_times_s], ", "),
+                ", ".join(cell.lesions) or "none",
+                "bipolar" if cell.bipolar else "monopolar",
+            ]
+        )
+    return table(titles, lines)
+
+
+def _summary(rows: Sequence[Numbers]) -> str:
+    """Of each method the median over all cells and anatomies, and in brackets the worst."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        lines.append([f"`{method}`", *(_median_and_worst(name, mine) for name in COLUMNS)])
+    return f"### Median (worst)\n\n{table(['method', *COLUMNS.values()], lines)}"
+
+
+def _median_and_worst(name: str, rows: Sequence[Numbers]) -> str:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    if not values:
+        return ""
+    worst = min(values) if name in BEST_IS_HIGH else max(values)
+    return f"{_number(median(values))} ({_number(worst)})"
+
+
+def _rows(rows: Sequence[Numbers], columns: Mapping[str, str], *more: str) -> str:
+    lines = []
+    for row in rows:
+        head = [f"`{row['cell']}`", row["anatomy"], *(f"`{row[name]}`" for name in more)]
+        values = [_number(row.get(name)) for name in columns]
+        lines.append([*head, *([f"failed: {row['error']}", *values[1:]] if "error" in row else values)])
+    return table(["cell", "anatomy", *more, *columns.values()], lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _joined(values: Sequence[float], between: str) -> str:
+    return between.join(f"{v:g}" for v in values)
