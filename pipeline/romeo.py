@@ -152,13 +152,14 @@ def _grow(phase: Any, weights: Any, mask: Any, piece: Any, reach: Any, shape: An
     strides = (shape[1] * shape[2], shape[2], 1)
     first = np.full(256, -1, np.int32)
     following = np.empty(3 * phase.size, np.int32)
+    offer = np.zeros(phase.size, np.uint8)
     pieces = 0
     for least in (_best(weights, mask), *_SHARES):
         for seed in range(phase.size):
             if not mask[seed] or piece[seed] or _score(weights, seed) < least:
                 continue
             pieces += 1
-            _grow_from(seed, pieces, phase, weights, piece, reach, strides, first, following)
+            _grow_from(seed, pieces, phase, weights, piece, reach, strides, first, following, offer)
 
 
 @numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
@@ -177,18 +178,34 @@ def _best(weights: Any, mask: Any) -> Any:
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _grow_from(
-    seed: int, number: int, phase: Any, weights: Any, piece: Any, reach: Any, strides: Any, first: Any, following: Any
+    seed: int,
+    number: int,
+    phase: Any,
+    weights: Any,
+    piece: Any,
+    reach: Any,
+    strides: Any,
+    first: Any,
+    following: Any,
+    offer: Any,
 ) -> None:
-    """Unwrap the piece of `seed`; `first` and `following` are the queue, empty before and after."""
-    piece[seed], reach[seed] = number, 255
+    """Unwrap the piece of `seed`. `first` and `following` are the queue, empty before and after.
+
+    `offer` is the best weight that a voxel was queued with, 255 once it is unwrapped: only better edges are queued.
+    """
+    piece[seed], reach[seed], offer[seed] = number, 255, 255
     new, best = seed, 256
     while new >= 0:
         for axis in range(3):
             ahead, behind = new + strides[axis], new - strides[axis]
-            if weights[new, axis] > 0 and piece[ahead] == 0:
-                best = min(best, _queue(3 * new + axis, weights[new, axis], first, following))
-            if behind >= 0 and weights[behind, axis] > 0 and piece[behind] == 0:
-                best = min(best, _queue(3 * behind + axis, weights[behind, axis], first, following))
+            weight = weights[new, axis]
+            if weight > 0 and weight > offer[ahead]:
+                offer[ahead] = weight
+                best = min(best, _queue(3 * new + axis, weight, first, following))
+            weight = weights[behind, axis] if behind >= 0 else np.uint8(0)
+            if weight > 0 and weight > offer[behind]:
+                offer[behind] = weight
+                best = min(best, _queue(3 * behind + axis, weight, first, following))
         new = -1
         while new < 0 and best < 256:
             edge = first[best]
@@ -198,14 +215,14 @@ def _grow_from(
             first[best] = following[edge]
             near = edge // 3
             far = near + strides[edge - 3 * near]
-            if piece[far]:
+            if reach[far]:
                 near, far = far, near
-            if piece[far]:
+            if reach[far]:
                 continue
-            expected = _continued(phase, weights, piece, far, strides)
+            expected = _continued(phase, weights, reach, far, strides)
             phase[far] -= _TURN * np.rint((phase[far] - expected) * _PER_TURN)
-            piece[far] = number
             reach[far] = min(np.int64(reach[near]), np.int64(255 - best))
+            piece[far], offer[far] = number, 255
             new = far
 
 
@@ -217,22 +234,22 @@ def _queue(edge: int, weight: Any, first: Any, following: Any) -> Any:
     return bucket
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _continued(phase: Any, weights: Any, piece: Any, voxel: int, strides: Any) -> Any:
+@numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _continued(phase: Any, weights: Any, reach: Any, voxel: int, strides: Any) -> Any:
     """What the unwrapped neighbours let expect of a voxel: the phase of each, and its slope, at most half a turn."""
     total, norm = np.float32(0), np.float32(0)
     for axis in range(3):
         for sign in (-1, 1):
-            step = sign * strides[axis]
-            near, beyond = voxel + step, voxel + 2 * step
-            if near < 0 or near >= phase.size:
+            near = voxel + sign * strides[axis]
+            beyond = near + sign * strides[axis]
+            if near < 0 or near >= phase.size or reach[near] == 0:
                 continue
-            weight = weights[voxel if sign > 0 else near, axis]
-            if weight == 0 or piece[near] == 0:
+            weight = np.float32(weights[voxel if sign > 0 else near, axis])
+            if weight == 0:
                 continue
             value = phase[near]
-            if 0 <= beyond < phase.size and weights[near if sign > 0 else beyond, axis] > 0 and piece[beyond]:
+            if 0 <= beyond < phase.size and reach[beyond] and weights[near if sign > 0 else beyond, axis] > 0:
                 value += min(max(phase[near] - phase[beyond], -_PI), _PI)
-            total += np.float32(weight) * value
-            norm += np.float32(weight)
+            total += weight * value
+            norm += weight
     return total / norm

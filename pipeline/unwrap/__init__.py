@@ -152,33 +152,37 @@ def _describe(
     unwrapped: Tensor, inside: Tensor, kept: Tensor, params: Unwrap, offset: bool
 ) -> tuple[dict[str, Any], list[Notice]]:
     """Facts, and a notice where even the first echo, which later ones follow, is torn in many places."""
-    share, _ = wraps_left(unwrapped, kept)
-    in_first, voxels = wraps_left(unwrapped[:1], kept)
+    torn, voxels = wraps_left(unwrapped, kept)
     facts = {
         "method": params.method,
         "offset_removed": offset,
-        "wraps_left": share,
-        "wraps_left_first_echo": in_first,
+        "wraps_left": sum(torn) / len(torn),
+        "wraps_left_first_echo": torn[0],
         "wraps_left_voxels": voxels,
         "unreliable_share": 1 - float(kept.sum()) / float(inside.sum()),
     }
-    text = f"the first echo jumps by more than half a turn at {voxels} voxels, {100 * in_first:.2g} % of neighbours"
-    return facts, [Notice("P010", text)] if in_first > MANY_WRAPS else []
+    text = f"the first echo jumps by more than half a turn at {voxels} voxels, {100 * torn[0]:.2g} % of neighbours"
+    return facts, [Notice("P010", text)] if torn[0] > MANY_WRAPS else []
 
 
-def wraps_left(unwrapped: Tensor, mask: Tensor) -> tuple[float, int]:
-    """Share of neighbours in the mask that differ by more than pi, over all echoes; and the voxels where one does."""
-    jumps = edges = 0
+def wraps_left(unwrapped: Tensor, mask: Tensor) -> tuple[list[float], int]:
+    """Share of neighbours in the mask that differ by more than pi, of each echo; and the voxels that do in the first.
+
+    The later echoes follow the field of all: theirs are steep, not torn.
+    """
+    jumps, edges = torch.zeros(len(unwrapped), device=mask.device), 0
     touched = torch.zeros_like(mask)
     for axis in range(3):
         n = mask.shape[axis] - 1
         pairs = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
-        torn = (unwrapped.diff(dim=axis + 1).abs() > np.pi) & pairs
-        jumps += int(torn.sum())
-        edges += int(pairs.sum()) * len(unwrapped)
-        touched.narrow(axis, 0, n).logical_or_(torn.any(0))
-        touched.narrow(axis, 1, n).logical_or_(torn.any(0))
-    return jumps / max(1, edges), int(touched.sum())
+        edges += int(pairs.sum())
+        for e, phase in enumerate(unwrapped):
+            torn = (phase.diff(dim=axis).abs_() > np.pi).logical_and_(pairs)
+            jumps[e] += torn.sum()
+            if e == 0:
+                touched.narrow(axis, 0, n).logical_or_(torn)
+                touched.narrow(axis, 1, n).logical_or_(torn)
+    return (jumps / max(1, edges)).tolist(), int(touched.sum())
 
 
 def _by_laplacian(echoes: Echoes, mask: Tensor) -> Unwrapped:
