@@ -124,7 +124,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
     methods = chosen_methods(settings)
     return (
         Stage("convert", 1, (), ("acquisition", "phase"), _convert, "reading the images"),
-        Stage("mask", 1, ("convert",), ("mask",), _mask, "finding the brain"),
+        Stage("mask", 2, ("convert",), ("mask",), _mask, "finding the brain"),
         Stage("unwrap", 2, ("convert", "mask"), ("unwrap",), _unwrap, "unwrapping the phase"),
         Stage("field", 2, ("convert", "unwrap"), ("fit",), _field, "fitting the field"),
         Stage(
@@ -246,9 +246,10 @@ def _convert(inputs: Inputs) -> Made:
 
 
 def _mask(inputs: Inputs) -> Made:
-    """-> mask (uint8), quality (0 to 1); facts: voxels, volume_ml, components."""
+    """-> mask, reliable (uint8), quality (0 to 1); facts: voxels, volume_ml, components, reliable_share."""
     found = make_mask(inputs.echoes(), inputs.settings.mask)
-    arrays = {"mask": found.mask.to(torch.uint8), "quality": found.quality}
+    masks = {"mask": found.mask, "reliable": found.reliable}
+    arrays = {**{name: mask.to(torch.uint8) for name, mask in masks.items()}, "quality": found.quality}
     return Made(arrays, facts=found.facts, notices=found.notices)
 
 
@@ -312,7 +313,10 @@ def _swi(inputs: Inputs) -> Made:
 def _beside(what: str, make: Callable[[], Made]) -> Made:
     """What `make` makes; where it fails, a notice and no image, for the susceptibility map does not hang on it."""
     try:
-        return make()
+        made = make()
+        if not all(bool(array.isfinite().all()) for array in made.arrays.values()):
+            raise ChironError("M002", "values that are not finite")
+        return made
     except ChironError as error:
         code, why, trace = error.code, error.found, ""
     except Exception as error:

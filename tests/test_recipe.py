@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import recipe as module
+from pipeline.background import METHODS as BACKGROUND
 from pipeline.errors import ChironError
 from pipeline.find import Scan
 from pipeline.recipe import Inputs, Job, recipe, reconstruct, run_stage
@@ -70,9 +71,10 @@ def test_the_stages_stand_in_order_and_read_only_what_came_before(job: Job) -> N
 
 
 def test_every_section_of_the_settings_is_read_by_a_stage() -> None:
-    settings = load(method="tkd", also=("tikhonov", "rts", "tv", "dip"), device="cpu")
-    read = {name for stage in recipe(settings) for name in stage.reads}
-    assert set(type(settings).model_fields) - read <= {"also", "keep_work"}
+    inversions: dict[str, Any] = {"method": "tkd", "also": ("tikhonov", "rts", "tv", "dip"), "device": "cpu"}
+    each = [load(**inversions, background={"method": method}) for method in BACKGROUND]
+    read = {name for settings in each for stage in recipe(settings) for name in stage.reads}
+    assert set(type(each[0]).model_fields) - read <= {"also", "keep_work"}
 
 
 def test_a_second_run_reuses_everything(job: Job, calls: list[str]) -> None:
@@ -193,6 +195,16 @@ def test_what_fails_beside_the_map_costs_only_itself(
     assert "ZeroDivisionError" in result.file("trace.txt").decode() and "missing" in result.facts
     assert not any(file.endswith(".npy") for file in result.record["files"])
     assert run_named(job, "invert-tkd").has("chi_ppm")
+
+
+def test_an_image_that_is_not_finite_is_not_handed_on(job: Job) -> None:
+    measured(job)
+    field = job.work.find("field")
+    assert field
+    broken = Made({"sd_ppm": torch.full((20, 22, 18), float("nan"))}, facts=field.facts)
+    job.work.write("field", "key", broken, {"stage": "field"})
+    result = run_named(job, "swi")
+    assert not result.has("swi") and [n["code"] for n in result.record["notices"]] == ["M002"]
 
 
 def test_a_map_is_referred_to_the_ventricles_where_asked(job: Job) -> None:
