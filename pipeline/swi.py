@@ -20,8 +20,8 @@ from pipeline.volumes import Echoes, Field, Grid, bounding_box
 class SWI:
     """How much of the field darkens the magnitude, and how thick the projection is."""
 
-    field_ppm: float = param(0.03, "rise of the local field that halves the magnitude; less darkens more", 0.002, 0.2)
-    highpass_mm: float = param(8.0, "Gaussian sigma of what is taken off the local field as slow", 1, 50)
+    field_ppm: float = param(0.02, "rise of the local field that halves the magnitude; less darkens more", 0.002, 0.2)
+    highpass_mm: float = param(4.0, "Gaussian sigma of what is taken off the local field as slow", 1, 50)
     bias_mm: float = param(20.0, "Gaussian sigma of the coils' shading, which is divided out", 5, 100)
     slab_mm: float = param(12.0, "thickness of the slab that the minimum is taken over", 1, 60)
 
