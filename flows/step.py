@@ -2,7 +2,7 @@
 
 The files and units are those of QSM-CI: `phase.nii.gz` (x, y, z, echo; radians), `magnitude.nii.gz`, `mask.nii.gz`,
 `totalfield.nii.gz`, `localfield.nii.gz`, `chimap.nii.gz` (ppm), and `params.json` with TE (s), B0 (T), B0_dir (voxel
-axes) and voxel_size (mm).
+axes) and voxel_size (mm). Beyond that contract, phase and magnitude may be of single coils (x, y, z, echo, coil).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.background import remove_background
+from pipeline.coils import ImageOfCoils, combine
 from pipeline.device import pick_device
 from pipeline.errors import ChironError
 from pipeline.field import total_field
@@ -113,10 +114,22 @@ class Artefacts:
         return Grid(grid.shape, grid.affine, tuple((b0 / np.linalg.norm(b0)).tolist()))
 
     def echoes(self) -> Echoes:
-        """Phase and magnitude of all echoes; a magnitude of one everywhere where none was given."""
+        """Phase and magnitude of all echoes; a magnitude of one everywhere where none was given.
+
+        Of single coils (x, y, z, echo, coil) both are needed, and combined.
+        """
+        if len(_load(self.folder, "phase").shape) == 5:
+            parts = combine(self._coils("magnitude"), self._coils("phase"), self.echo_times_s, self.grid)
+            return Echoes(*parts, self.echo_times_s, self.b0_tesla, self.grid)
         phase = _by_echo(self.volume("phase"))
         magnitude = _by_echo(self.volume("magnitude")) if self.has("magnitude") else torch.ones_like(phase)
         return Echoes(magnitude, phase, self.echo_times_s, self.b0_tesla, self.grid)
+
+    def _coils(self, name: str) -> ImageOfCoils:
+        image = nib.load(self.folder / f"{name}.nii.gz", keep_file_open=True) if self.has(name) else None
+        if image is None or len(image.shape) != 5:
+            raise ChironError("X002", f"phase of single coils, and no such {name}", "both as (x, y, z, echo, coil)")
+        return ImageOfCoils(image, self.device)
 
     @property
     def echo_times_s(self) -> tuple[float, ...]:
@@ -225,7 +238,8 @@ def noise_level(ppm: Tensor, mask: Tensor) -> float:
 
 
 def _by_echo(volume: Tensor) -> Tensor:
-    """(X, Y, Z) or (X, Y, Z, E) -> (E, X, Y, Z)."""
+    """(X, Y, Z) or (X, Y, Z, E) -> (E, X, Y, Z); of single coils (X, Y, Z, E, C) the root of the sum of squares."""
+    volume = volume.square().sum(-1).sqrt() if volume.dim() == 5 else volume
     return (volume if volume.dim() == 4 else volume[..., None]).permute(3, 0, 1, 2).contiguous()
 
 
