@@ -21,7 +21,7 @@ from pipeline.mask.shapes import closed, filled, largest, opened, pieces, regrow
 from pipeline.volumes import Echoes
 
 GRID_MM = 2.0
-SURROUNDINGS_MM = 15.0  # Gaussian sigma over which tissue is compared
+SURROUNDINGS_MM = 10.0  # Gaussian sigma over which tissue is compared
 BRIGHTEST = 1.5  # times its surroundings: more is fat or inflow
 SLOWEST = 0.45  # times the R2* of the brain: less is cerebrospinal fluid
 WORST = 0.3  # phase quality of a voxel that is taken for tissue
