@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from models.classical import RTS, TKD, TV, Tikhonov
 from models.dip import DIP
 from models.params import check_ranges
-from pipeline.background import PDF, VSHARP, Background
+from pipeline.background import LBV, PDF, RESHARP, VSHARP, Background
 from pipeline.convert import Acquisition
 from pipeline.errors import ChironError
 from pipeline.field import Fit
@@ -46,6 +46,8 @@ class Settings(BaseModel):
     background: Background = Background()
     vsharp: VSHARP = VSHARP()
     pdf: PDF = PDF()
+    resharp: RESHARP = RESHARP()
+    lbv: LBV = LBV()
     reference: Reference = Reference()
     r2star: R2Star = R2Star()
     swi: SWI = SWI()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from pipeline.filters import dilate, erode, gaussian, spherical_share
+from pipeline.filters import depth_mm, dilate, erode, gaussian, sphere_octant, sphere_response, spherical_share
 
 SHAPE, SIZE = (23, 20, 17), (0.8, 1.0, 1.5)
 
@@ -100,3 +103,25 @@ def test_one_voxel_counts_in_a_sphere_of_thousands() -> None:
     grown = dilate(point, (1, 1, 1), 12.0)
     assert int(grown.sum()) == pytest.approx(4 / 3 * torch.pi * 12**3, rel=0.1)
     assert not bool((erode(~point, (1, 1, 1), 12.0) & grown).any())
+
+
+@pytest.mark.parametrize("size", [(1.0, 1.0, 1.0), SIZE, (2.0, 0.7, 1.1)])
+def test_depth_is_the_distance_to_the_nearest_voxel_outside(size: tuple[float, float, float]) -> None:
+    mask = torch.rand((13, 12, 11), generator=torch.Generator().manual_seed(1)) < 0.93
+    wide = torch.nn.functional.pad(mask, (1,) * 6)
+    exact = torch.from_numpy(distance_transform_edt(wide.numpy(), sampling=size))[1:-1, 1:-1, 1:-1]
+    for reach in (1.5, 3.0, 50.0):
+        torch.testing.assert_close(depth_mm(mask, size, reach), exact.clamp_max(reach).float())
+
+
+@pytest.mark.parametrize("padded", [(24, 20, 18), (9, 15, 8)])
+@pytest.mark.parametrize("radius", [0.5, 1.9, 4.3])
+def test_the_response_of_a_sphere_is_that_of_its_voxels(padded: tuple[int, int, int], radius: float) -> None:
+    octant = sphere_octant(SIZE, radius)
+    sphere = torch.zeros(padded, dtype=torch.float64)
+    reach = [n - 1 for n in octant.shape]
+    for i, j, k in itertools.product(*(range(-n, n + 1) for n in reach)):
+        sphere[i % padded[0], j % padded[1], k % padded[2]] += octant[abs(i), abs(j), abs(k)]
+    assert float(sphere.sum()) == pytest.approx(1)
+    expected = torch.fft.rfftn(sphere).real.float()
+    torch.testing.assert_close(sphere_response(padded, SIZE, radius, torch.zeros(1)), expected, rtol=0, atol=1e-5)

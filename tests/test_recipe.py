@@ -91,7 +91,7 @@ def test_a_second_run_reuses_everything(job: Job, calls: list[str]) -> None:
         ("phase.sign=-", "convert"),
         ("mask.threshold=0.5", "mask"),
         ("unwrap.bipolar=no", "unwrap"),
-        ("vsharp.step_mm=2", "background"),
+        ("vsharp.ratio=2", "background"),
         ("tkd.threshold=0.3", "invert-tkd"),
         ("tv.strength=3", "invert-tv"),
     ],
