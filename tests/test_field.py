@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.errors import ChironError
-from pipeline.field import total_field
+from pipeline.field import Fit, total_field
 from pipeline.volumes import Echoes, Grid, ppm_per_rad
 
 SHAPE = (25, 22, 19)
 GRID = Grid.simple(SHAPE, (0.9, 1.1, 1.7), (0.3, -0.2, 0.9))
 TIMES = (0.004, 0.009, 0.017, 0.021)
 EVERYWHERE = torch.ones(SHAPE, dtype=torch.bool)
+METHODS: tuple[Literal["linear", "nonlinear"], ...] = ("linear", "nonlinear")
 
 
 def truth() -> Tensor:
@@ -109,3 +111,33 @@ def test_the_unit_of_the_magnitude_does_not_matter() -> None:
 def test_an_empty_mask_is_a_fault() -> None:
     with pytest.raises(ChironError, match="P007"):
         total_field(scan(), ~EVERYWHERE)
+
+
+@pytest.mark.parametrize("method", ["linear", "nonlinear"])
+def test_both_fits_give_the_field_of_a_sound_scan(method: Literal["linear", "nonlinear"]) -> None:
+    fitted = total_field(scan(snr=100), EVERYWHERE, Fit(method))
+    normal = (fitted.field.ppm - truth()) / fitted.field.sd_ppm
+    assert float(normal.std()) == pytest.approx(1, abs=0.15) and fitted.facts["method"] == method
+
+
+def test_a_wrong_turn_of_a_late_echo_does_not_count_in_the_complex_fit() -> None:
+    clean = scan()
+    phase = clean.phase_rad.clone()
+    phase[3, 5:9, 5:9, 5:9] += 2 * math.pi
+    magnitude = clean.magnitude.clone()
+    magnitude[3] *= 0.3
+    torn = replace(clean, phase_rad=phase, magnitude=magnitude)
+    error = {m: float((total_field(torn, EVERYWHERE, Fit(m)).field.ppm - truth()).abs().max()) for m in METHODS}
+    assert error["nonlinear"] < 1e-5 < 0.01 < error["linear"]
+
+
+def test_echoes_that_disagree_widen_the_standard_deviation_and_nothing_else_does() -> None:
+    clean = scan(snr=100)
+    phase = clean.phase_rad.clone()
+    phase[2, 5:9, 5:9, 5:9] += 0.5
+    sound, torn = (total_field(e, EVERYWHERE).field.sd_ppm for e in (clean, replace(clean, phase_rad=phase)))
+    ratio = torn / sound
+    far = torch.ones(SHAPE, dtype=torch.bool)
+    far[4:10, 4:10, 4:10] = False
+    assert float(ratio[6:8, 6:8, 6:8].min()) > 5
+    assert float((ratio[far] - 1).abs().max()) < 0.05

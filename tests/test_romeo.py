@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.romeo import edge_weights, quality, unwrap_volume
+from pipeline.romeo import edge_weights, grow, quality, unwrap_volume
 
 SHAPE = (15, 12, 11)
 TWO_PI = 2 * np.pi
@@ -120,3 +120,48 @@ def test_quality_tells_signal_from_noise_between_zero_and_one(second: bool) -> N
     found = quality(first, np.ones(SHAPE, np.float32), *witness)
     assert found.min() >= 0 and found.max() <= 1
     assert found[1:7, 1:-1, 1:-1].min() > 0.6 > 0.5 > found[9:-1, 1:-1, 1:-1].mean()
+
+
+def test_a_wrong_turn_is_behind_a_weak_edge() -> None:
+    steps = np.pi * np.array([0, 0, 0, 0, 0, 0, 0, 0, 1.3, 0, 0, 0, 0, 0, 0], np.float32)
+    field = np.ascontiguousarray(np.broadcast_to(np.cumsum(steps)[:, None, None], SHAPE), np.float32)
+    field += 0.05 * np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    found = grow(wrap(field), np.ones(SHAPE, np.float32), np.ones(SHAPE, bool))
+    shift = turns(found.phase - field)
+    right = np.abs(shift - np.round(np.median(shift[:6]))) < 0.5
+    left, wrong = found.reach[:6], found.reach[~right]
+    assert found.piece.max() == 1 and right[:6].all() and not right[10:].any()
+    assert min(np.median(left), np.median(wrong)) < 40 < 150 < max(np.median(left), np.median(wrong))
+
+
+def test_reach_is_that_of_the_weakest_edge_on_the_best_way() -> None:
+    phase, magnitude = np.zeros((9, 3, 3), np.float32), np.ones((9, 3, 3), np.float32)
+    magnitude[4] = 0.3
+    found = grow(phase, magnitude, np.ones(phase.shape, bool))
+    weights = edge_weights(phase, magnitude, np.ones(phase.shape, bool), phase, 0.0)
+    bridge = weights[3, ..., 0].max()
+    assert bridge < weights[1, 1, 1, 0]
+    ends = sorted((int(found.reach[0].min()), int(found.reach[-1].min())))
+    assert ends[0] <= bridge < ends[1]
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "step", "bend", "later"])
+def test_the_published_weights(criterion: str) -> None:
+    phase, magnitude, later = np.zeros((5, 3, 3), np.float32), np.ones((5, 3, 3), np.float32), np.zeros((5, 3, 3))
+    expected = 1.0
+    if criterion == "magnitude":
+        magnitude[3:] = 0.5
+        expected = 0.1 + 0.9 * 0.25
+    elif criterion == "step":  # of a straight slope
+        phase = np.broadcast_to(0.5 * np.arange(5, dtype=np.float32)[:, None, None], phase.shape)
+        expected = 0.1 + 0.9 * (1 - 0.5 / np.pi)
+    elif criterion == "bend":
+        phase[3:] = 0.5
+        expected = (0.1 + 0.9 * (1 - 0.5 / np.pi)) * (0.1 + 0.9 * (1 - 0.25) ** 2)
+    else:
+        later[3:] = 1.2
+        expected = 0.1 + 0.9 * (1 - 0.6)
+    everywhere = np.ones(phase.shape, bool)
+    second, ratio = (later.astype(np.float32), 0.5) if criterion == "later" else (np.ascontiguousarray(phase), 0.0)
+    weights = edge_weights(np.ascontiguousarray(phase), magnitude, everywhere, second, ratio)
+    assert weights[2, 1, 1, 0] == pytest.approx(255 * expected, abs=1)

@@ -13,7 +13,8 @@ from models.gre import Simulation, scan_head
 from models.head import Head, simulate_head
 from pipeline.errors import ChironError
 from pipeline.field import total_field
-from pipeline.unwrap import Unwrap, laplacian_phase, unwrap
+from pipeline.unwrap import Unwrap, laplacian_phase, unwrap, wraps_left
+from pipeline.unwrap.time import unwrap_in_time
 from pipeline.volumes import Echoes, Grid, ppm_per_rad
 
 SHAPE, SIZE, B0_DIR = (29, 36, 25), (6.0, 5.6, 6.4), (0.15, -0.2, 0.97)
@@ -67,7 +68,7 @@ def test_the_offset_of_the_coils_is_taken_off(times: tuple[float, ...]) -> None:
     assert found.facts["offset_removed"]
 
 
-@pytest.mark.parametrize("times", [(0.004, 0.010, 0.016), EQUAL])
+@pytest.mark.parametrize("times", [(0.004, 0.010, 0.016), (0.004, 0.009, 0.016), EQUAL])
 @pytest.mark.parametrize("seed", range(2))
 def test_a_bipolar_readout_is_detected_and_corrected(times: tuple[float, ...], seed: int) -> None:
     bipolar = scan(times, bipolar=True, seed=seed)
@@ -132,3 +133,60 @@ def test_the_laplacian_method_is_near_the_exact_one() -> None:
     spread = float(simulation.total_ppm[brain()].std())
     assert misfit_ppm(simulation) < 0.1 * spread
     assert misfit_ppm(simulation, Unwrap(method="laplacian")) < 0.5 * spread
+
+
+def steep() -> tuple[Echoes, Tensor, Tensor]:
+    """A ball of smooth field, at whose rim the field rises by most of a turn a voxel; its mask and true phase."""
+    shape = (33, 31, 29)
+    x, y, z = torch.meshgrid(*[torch.arange(n) - n // 2 for n in shape], indexing="ij")
+    mask = (x**2 + y**2 + z**2).sqrt() < 12
+    rim = mask & (x > 8)
+    phase = 0.15 * x + 0.1 * y + torch.where(rim, 5.2 * (x - 8), 0)
+    times = (0.005, 0.010, 0.015)
+    true = torch.stack([phase * t / times[0] for t in times])
+    noise = 0.03 * torch.view_as_complex(torch.randn((*true.shape, 2), generator=torch.Generator().manual_seed(0)))
+    signal = torch.polar(torch.where(rim, 0.2, 1.0).expand(true.shape), true) + noise
+    found = Echoes(signal.abs(), signal.angle(), times, 3.0, Grid.simple(shape, (1.0, 1.0, 1.0)))
+    return found, mask, true
+
+
+def test_rim_voxels_whose_turns_are_not_known_leave_the_mask() -> None:
+    given, mask, true = steep()
+    found = unwrap(given, mask)
+    wrong = ((found.echoes.phase_rad[0] - true[0]).abs() > torch.pi) & mask
+    assert float(wrong.sum()) > 50
+    assert bool((found.mask <= mask).all()) and not bool((wrong & found.mask).any())
+    assert float(found.mask.sum() / mask.sum()) > 0.9
+    assert found.facts["unreliable_share"] == pytest.approx(1 - float(found.mask.sum() / mask.sum()))
+    assert torch.equal(unwrap(given, mask, Unwrap(least_reach=0)).mask, mask)
+
+
+def test_what_is_unreliable_amid_the_mask_stays() -> None:
+    given, mask, _ = steep()
+    phase, magnitude = given.phase_rad.clone(), given.magnitude.clone()
+    phase[:, 12:15, 14:17, 13:16] = torch.rand((3, 3, 3, 3), generator=torch.Generator().manual_seed(1)) * 6 - 3
+    magnitude[:, 12:15, 14:17, 13:16] = 0.05
+    found = unwrap(replace(given, phase_rad=phase, magnitude=magnitude), mask)
+    assert bool(found.mask[11:16, 13:18, 12:17].all())
+
+
+def test_wraps_that_are_left_are_counted_and_told() -> None:
+    shape = (12, 10, 8)
+    mask = torch.ones(shape, dtype=torch.bool)
+    unwrapped = torch.zeros(2, *shape)
+    unwrapped[0, 4, 4, 4] = 7.0
+    edges = 11 * 10 * 8 + 12 * 9 * 8 + 12 * 10 * 7
+    assert wraps_left(unwrapped, mask) == ([pytest.approx(6 / edges), 0.0], 7)
+    given, whole, _ = steep()
+    noise = torch.rand(given.phase_rad.shape, generator=torch.Generator().manual_seed(1)) * 6 - 3
+    torn = unwrap(replace(given, phase_rad=noise), whole)
+    assert "P010" in [n.code for n in torn.notices] and torn.facts["wraps_left_voxels"] > 1000
+
+
+def test_a_late_echo_that_noise_hides_follows_the_others() -> None:
+    true = torch.linspace(-3, 3, 500)
+    times = (0.004, 0.012, 0.020)
+    phase = torch.stack([torch.remainder(true * t / 0.004 + torch.pi, TWO_PI) - torch.pi for t in times])
+    first = true + 0.9
+    found = unwrap_in_time(first, phase, torch.tensor([0.2, 1.0, 1.0])[:, None].expand(3, 500), times)
+    torch.testing.assert_close(found[1:], torch.stack([true * t / 0.004 for t in times[1:]]), rtol=0, atol=1e-3)
