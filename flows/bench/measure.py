@@ -17,9 +17,8 @@ from flows.bench.case import Case, Shape
 from flows.bench.steps import Ready, steps
 from pipeline.errors import ChironError
 
-LONG_S = (
-    8.0  # of timed runs are enough; a step that takes longer is timed in its first, whose start then weighs nothing
-)
+ENOUGH_S = 8.0  # of timed runs
+LONG_S = 30.0  # a step that takes longer is timed in its first run, whose start-up then weighs little
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def measure(row: tuple[str, Shape, int | None, str], ready: Ready, repeat: int) 
     if seconds < LONG_S:
         memory = Memory(device)
         times = []
-        while len(times) < repeat and sum(times) < LONG_S:
+        while len(times) < repeat and sum(times) < ENOUGH_S:
             times.append(_clocked_alone(ready.run, device))
     peak, extra = memory.peak()
     least, kind = floor.floor(ffts, ready.inputs, outputs, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flows.bench.measure import LONG_S, Row
+from flows.bench.measure import ENOUGH_S, LONG_S, Row
 from flows.page import machine, table
 
 HEAD = f"""# Speed and memory
@@ -13,8 +13,8 @@ HEAD = f"""# Speed and memory
 Made by `chiron bench`, with default settings, on: {{machine}}.
 
 Each step ran in a fresh process on a simulated head that fills the field of view. It ran once before it was timed,
-which warms caches and plans; **s** is the median of the runs that follow. After {LONG_S:g} s there are no more
-runs, and a step that takes longer is timed in its first. `total-field` is `unwrap` and `field` in one;
+which warms caches and plans; **s** is the median of the runs that follow. After {ENOUGH_S:g} s of them there are no
+more, and a step of more than {LONG_S:g} s is timed in its first run. `total-field` is `unwrap` and `field` in one;
 `default-path` is the total field, background removal and inversion by the default methods, with the mask given.
 
 **Cannot be avoided** is the time of the Fourier transforms that the step asked for, counted while it ran and then
