@@ -10,6 +10,7 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -103,7 +104,7 @@ def read_mask(file: Path, grid: Grid) -> Tensor:
         turn = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], target)
         image = image.as_reoriented(turn)
         values = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, ValueError, ImageFileError) as error:
         raise ChironError("X002", f"a mask that cannot be read ({type(error).__name__})", "a NIfTI file") from None
     if values.shape != grid.shape or not np.allclose(image.affine, np.asarray(grid.affine), atol=0.1):
         raise ChironError(
