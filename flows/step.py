@@ -25,7 +25,7 @@ from pipeline.coils import ImageOfCoils, combine
 from pipeline.device import pick_device
 from pipeline.errors import ChironError
 from pipeline.field import total_field
-from pipeline.invert import chosen_methods, invert
+from pipeline.invert import FROM_MAGNITUDE, FROM_TOTAL, chosen_methods, invert
 from pipeline.mask import make_mask
 from pipeline.settings import Settings
 from pipeline.unwrap import unwrap
@@ -164,15 +164,18 @@ def _bfr(found: Artefacts, settings: Settings) -> dict[str, Tensor]:
 
 
 def _dipole(found: Artefacts, settings: Settings) -> dict[str, Tensor]:
-    return {"chimap": _chi(_given_field(found, "localfield"), settings)}
+    method = chosen_methods(settings)[0]
+    if method in FROM_TOTAL:
+        raise ChironError("X002", f"the stage dipole with {method}", f"bfr+dipole: {method} reads the total field")
+    return {"chimap": _chi(_given_field(found, "localfield"), found, settings)}
 
 
 def _bfr_dipole(found: Artefacts, settings: Settings) -> dict[str, Tensor]:
-    return {"chimap": _chi(_local(_given_field(found, "totalfield"), settings), settings)}
+    return {"chimap": _chi(_read_field(_given_field(found, "totalfield"), settings), found, settings)}
 
 
 def _end_to_end(found: Artefacts, settings: Settings) -> dict[str, Tensor]:
-    return {"chimap": _chi(_local(_total(found, settings)[0], settings), settings)}
+    return {"chimap": _chi(_read_field(_total(found, settings)[0], settings), found, settings)}
 
 
 STAGES: dict[str, Callable[[Artefacts, Settings], dict[str, Tensor]]] = {
@@ -196,9 +199,17 @@ def _local(total: Field, settings: Settings) -> Field:
     return remove_background(total, method, getattr(settings, method))[0]
 
 
-def _chi(local: Field, settings: Settings) -> Tensor:
+def _read_field(total: Field, settings: Settings) -> Field:
+    """The field that the method of the settings reads: the total one as it is, or the local one."""
+    return total if chosen_methods(settings)[0] in FROM_TOTAL else _local(total, settings)
+
+
+def _chi(field: Field, found: Artefacts, settings: Settings) -> Tensor:
     method = chosen_methods(settings)[0]
-    return invert(local, method, getattr(settings, method)).ppm
+    magnitude = None
+    if method in FROM_MAGNITUDE and found.has("magnitude"):
+        magnitude = _by_echo(found.volume("magnitude")).norm(dim=0)
+    return invert(field, method, getattr(settings, method), magnitude=magnitude).ppm
 
 
 def _given_field(found: Artefacts, name: str) -> Field:

@@ -1,4 +1,4 @@
-"""Local field -> susceptibility (ppm), by any method of models/, referenced to the mean in the mask."""
+"""Local or total field -> susceptibility (ppm), by any method of models/, referenced to the mean in the mask."""
 
 from __future__ import annotations
 
@@ -23,14 +23,22 @@ CLASSICAL: dict[str, Callable[..., Tensor]] = {
     "tikhonov": classical.tikhonov,
     "rts": classical.rts,
     "tv": classical.tv,
+    "nltv": classical.nltv,
+    "medi": classical.medi,
+    "tfi": classical.tfi,
 }
 PARAMS: dict[str, type] = {
     "tkd": classical.TKD,
     "tikhonov": classical.Tikhonov,
     "rts": classical.RTS,
     "tv": classical.TV,
+    "nltv": classical.NLTV,
+    "medi": classical.MEDI,
+    "tfi": classical.TFI,
     "dip": dip.DIP,
 }
+FROM_TOTAL = frozenset({"tfi"})  # these read the total field in its whole mask, all others the local field
+FROM_MAGNITUDE = frozenset({"medi"})  # these read the magnitude too
 
 Progress = Callable[[float, str], None]
 
@@ -51,35 +59,44 @@ def chosen_methods(settings: Settings) -> tuple[str, ...]:
 
 
 def invert(
-    local: Field, method: str, params: Any = None, progress: Progress = lambda share, word: None
+    given: Field,
+    method: str,
+    params: Any = None,
+    progress: Progress = lambda share, word: None,
+    *,
+    magnitude: Tensor | None = None,
 ) -> Susceptibility:
-    """Susceptibility of a local field.
+    """Susceptibility of a local field; of a total field for the methods of `FROM_TOTAL`.
 
-    The field is cropped to its mask and padded; `params` is the method's parameter class (its defaults where None).
-    The facts hold the parameters, the reference (mean and SD in the mask before it was subtracted) and what the
-    method says of itself. Raises P007 for an empty mask, M001 where a method leaves numbers that are not finite.
+    The field is cropped to its mask and padded; `params` is the method's parameter class (its defaults where None),
+    `magnitude` (X, Y, Z) that of all echoes, which the methods of `FROM_MAGNITUDE` need. The facts hold the
+    parameters, the reference (mean and SD in the mask before it was subtracted) and what the method says of itself.
+    Raises P007 for an empty mask, X002 for a missing magnitude, M001 where a method leaves numbers that are not finite.
     """
+    if method in FROM_MAGNITUDE and magnitude is None:
+        raise ChironError("X002", f"no magnitude for {method}", "the magnitude, whose edges it follows")
     params = params or PARAMS[method]()
-    box = bounding_box(local.mask)
-    mask = local.mask[box]
-    field = torch.where(mask, local.ppm[box], 0)
+    box = bounding_box(given.mask)
+    mask = given.mask[box]
+    field = torch.where(mask, given.ppm[box], 0)
     field = torch.where(mask, field - field[mask].mean(), 0)
-    weight = torch.where(mask, 1 / local.sd_ppm[box].clamp_min(1e-6), 0)
+    weight = torch.where(mask, 1 / given.sd_ppm[box].clamp_min(1e-6), 0)
     dipole = Dipole(
-        mask.shape, local.grid.voxel_size_mm, local.grid.b0_dir, padding=PADDING, device=field.device, dtype=field.dtype
+        mask.shape, given.grid.voxel_size_mm, given.grid.b0_dir, padding=PADDING, device=field.device, dtype=field.dtype
     )
     facts: dict[str, Any] = {"parameters": asdict(params)}
     if method == "dip":
         found = dip.reconstruct(field, weight, dipole, params, progress)
         chi, facts = found.chi_ppm, {**facts, **found.facts}
     else:
-        chi = CLASSICAL[method](field, weight, dipole, params)
+        extra = {"magnitude": magnitude[box]} if magnitude is not None and method in FROM_MAGNITUDE else {}
+        chi = CLASSICAL[method](field, weight, dipole, params, **extra)
     if not bool(torch.isfinite(chi).all()):
         raise ChironError("M001", f"{method} left values that are not finite", "a finite map")
     chi, facts["reference"] = reference(chi, mask)
-    whole = torch.zeros(local.grid.shape, device=chi.device, dtype=chi.dtype)
+    whole = torch.zeros(given.grid.shape, device=chi.device, dtype=chi.dtype)
     whole[box] = chi
-    return Susceptibility(whole, local.mask, local.grid, method, facts)
+    return Susceptibility(whole, given.mask, given.grid, method, facts)
 
 
 def reference(chi: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -25,7 +25,7 @@ from pipeline.device import peak_memory_bytes, pick_device
 from pipeline.errors import ChironError, Decision, Notice
 from pipeline.field import total_field
 from pipeline.find import Scan
-from pipeline.invert import chosen_methods, classical_default, invert
+from pipeline.invert import FROM_MAGNITUDE, FROM_TOTAL, chosen_methods, classical_default, invert
 from pipeline.mask import make_mask
 from pipeline.phase import to_radians
 from pipeline.quality import measure
@@ -102,6 +102,10 @@ class Inputs:
             self.grid,
         )
 
+    def total_field(self) -> Field:
+        ppm, sd, mask = (self.array("field", name) for name in ("total_ppm", "sd_ppm", "mask"))
+        return Field(ppm, sd, mask.bool(), self.grid)
+
     def local_field(self) -> Field:
         ppm, mask = self.array("background", "local_ppm"), self.array("background", "mask").bool()
         return Field(ppm, self.array("field", "sd_ppm"), mask, self.grid)
@@ -139,8 +143,8 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
         *(
             Stage(
                 f"invert-{m}",
-                2,
-                _before_inversion(settings),
+                3,
+                _before_inversion(m, settings),
                 ("device", "reference", m),
                 partial(_invert, m),
                 f"inverting ({m})",
@@ -152,9 +156,10 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
     )
 
 
-def _before_inversion(settings: Settings) -> tuple[str, ...]:
+def _before_inversion(method: str, settings: Settings) -> tuple[str, ...]:
     """R2* is needed only to find the fluid that the map is to be referred to."""
-    return ("convert", "field", "background", *(("r2star",) if settings.reference.region == "csf" else ()))
+    background = () if method in FROM_TOTAL else ("background",)
+    return ("convert", "field", *background, *(("r2star",) if settings.reference.region == "csf" else ()))
 
 
 def _before_quality(methods: tuple[str, ...]) -> tuple[str, ...]:
@@ -330,14 +335,16 @@ def _invert(method: str, inputs: Inputs) -> Made:
 
     A method that diverges leaves zeros and a notice: the quality stage then puts the classical map in its place.
     """
-    local = inputs.local_field()
+    field = inputs.total_field() if method in FROM_TOTAL else inputs.local_field()
+    magnitude = inputs.array("convert", "magnitude").norm(dim=0) if method in FROM_MAGNITUDE else None
     try:
-        found: Susceptibility = invert(local, method, getattr(inputs.settings, method), inputs.progress)
+        params = getattr(inputs.settings, method)
+        found: Susceptibility = invert(field, method, params, inputs.progress, magnitude=magnitude)
     except ChironError as error:
         if error.code != "M001" or method == classical_default():
             raise
         facts = {"method": method, "diverged": error.found}
-        return Made({"chi_ppm": torch.zeros_like(local.ppm)}, facts=facts, notices=[Notice("M001", error.found)])
+        return Made({"chi_ppm": torch.zeros_like(field.ppm)}, facts=facts, notices=[Notice("M001", error.found)])
     facts = {"method": method, **found.facts}
     if inputs.settings.reference.region == "mean":
         return Made({"chi_ppm": found.ppm}, facts=facts)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.classical import RTS, TKD, TV, Tikhonov
+from models.classical import MEDI, NLTV, RTS, TFI, TKD, TV, Tikhonov
 from models.dip import DIP
 from models.params import check_ranges
 from pipeline.background import LBV, PDF, RESHARP, VSHARP, Background
@@ -25,7 +25,7 @@ from pipeline.swi import SWI
 from pipeline.unwrap import Unwrap
 from pipeline.water import Reference
 
-Method = Literal["auto", "classical", "tkd", "tikhonov", "rts", "tv", "dip"]
+Method = Literal["auto", "classical", "tkd", "tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip"]
 
 
 class Settings(BaseModel):
@@ -55,6 +55,9 @@ class Settings(BaseModel):
     tikhonov: Tikhonov = Tikhonov()
     rts: RTS = RTS()
     tv: TV = TV()
+    nltv: NLTV = NLTV()
+    medi: MEDI = MEDI()
+    tfi: TFI = TFI()
     dip: DIP = DIP()
 
     @model_validator(mode="after")

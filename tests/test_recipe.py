@@ -71,7 +71,11 @@ def test_the_stages_stand_in_order_and_read_only_what_came_before(job: Job) -> N
 
 
 def test_every_section_of_the_settings_is_read_by_a_stage() -> None:
-    inversions: dict[str, Any] = {"method": "tkd", "also": ("tikhonov", "rts", "tv", "dip"), "device": "cpu"}
+    inversions: dict[str, Any] = {
+        "method": "tkd",
+        "also": ("tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip"),
+        "device": "cpu",
+    }
     each = [load(**inversions, background={"method": method}) for method in BACKGROUND]
     read = {name for settings in each for stage in recipe(settings) for name in stage.reads}
     assert set(type(each[0]).model_fields) - read <= {"also", "keep_work"}

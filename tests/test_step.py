@@ -139,6 +139,24 @@ def test_a_method_that_needs_the_noise_gets_it(phantom: dict[str, Any], tmp_path
     assert error(result(tmp_path / "out", "chimap"), phantom) < 0.5
 
 
+def test_the_total_field_is_read_by_the_method_that_wants_it(phantom: dict[str, Any], tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", phantom, ["totalfield", "localfield", "mask"])
+    run_step("bfr+dipole", source, tmp_path / "out", load(method="tfi", device="cpu"))
+    chi = result(tmp_path / "out", "chimap")
+    assert bool((chi[phantom["mask"]] != 0).all()) and not bool(chi[~phantom["mask"]].any())
+    with pytest.raises(ChironError, match=r"X002.*bfr\+dipole"):
+        run_step("dipole", source, tmp_path / "no", load(method="tfi", device="cpu"))
+
+
+def test_a_method_that_follows_the_magnitude_refuses_to_do_without(phantom: dict[str, Any], tmp_path: Path) -> None:
+    settings = load(method="medi", device="cpu")
+    with pytest.raises(ChironError, match=r"X002.*no magnitude"):
+        run_step("dipole", folder(tmp_path / "no", phantom, ["localfield", "mask"]), tmp_path / "out", settings)
+    source = folder(tmp_path / "in", phantom, ["localfield", "mask", "magnitude"])
+    run_step("dipole", source, tmp_path / "out", settings)
+    assert error(result(tmp_path / "out", "chimap"), phantom) < 0.4
+
+
 @pytest.mark.parametrize("level", [0.002, 0.02])
 def test_noise_is_estimated_from_the_field_alone(level: float, phantom: dict[str, Any], tmp_path: Path) -> None:
     found = Artefacts(folder(tmp_path / "in", phantom, ("mask",)), torch.device("cpu"))

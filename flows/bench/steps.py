@@ -12,7 +12,7 @@ from flows.heads import signal_noise
 from pipeline.background import PARAMS as BACKGROUNDS
 from pipeline.background import remove_background
 from pipeline.field import total_field
-from pipeline.invert import CLASSICAL, classical_default, invert
+from pipeline.invert import CLASSICAL, FROM_TOTAL, classical_default, invert
 from pipeline.mask import make_mask
 from pipeline.r2star import map_r2star
 from pipeline.settings import load
@@ -77,8 +77,9 @@ def _background(method: str, case: Case) -> Ready:
 
 
 def _invert(method: str, case: Case) -> Ready:
-    local = case.field("local")
-    return Ready(local, lambda: invert(local, method))
+    field = case.field("total" if method in FROM_TOTAL else "local")
+    magnitude = case.scan().magnitude.norm(dim=0)
+    return Ready((field, magnitude), lambda: invert(field, method, magnitude=magnitude))
 
 
 def _r2star(case: Case) -> Ready:

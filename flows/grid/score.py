@@ -17,7 +17,7 @@ from models.gre import Simulation
 from pipeline.device import pick_device
 from pipeline.errors import ChironError
 from pipeline.find import Scan
-from pipeline.invert import invert
+from pipeline.invert import FROM_TOTAL, invert
 from pipeline.quality import evaluate, nrmse
 from pipeline.recipe import Job, Stage, recipe, run_stage
 from pipeline.settings import Settings
@@ -36,10 +36,11 @@ def dipole(scan: Simulation, snr: float, methods: Sequence[str], settings: Setti
     sd = field_noise(magnitude, scan.echo_times_s, scan.b0_tesla, signal_noise(magnitude, brain, snr))
     ppm = noisy(scan.local_ppm, sd, seed=1)
     field = Field(ppm.to(device), sd.to(device), brain.to(device), _grid(scan))
-    for method in methods:
+    combined = magnitude.norm(dim=0).to(device)
+    for method in (m for m in methods if m not in FROM_TOTAL):
         began = time.perf_counter()
         try:
-            chi = invert(field, method, getattr(settings, method)).ppm.cpu()
+            chi = invert(field, method, getattr(settings, method), magnitude=combined).ppm.cpu()
         except ChironError as error:
             yield {"method": method, "error": f"{error.code}: {error.found}"}
             continue

@@ -16,7 +16,7 @@ def gradient(x: Tensor, dipole: Dipole) -> Tensor:
 
 
 def divergence(g: Tensor, dipole: Dipole) -> Tensor:
-    """Adjoint of `_gradient`."""
+    """Adjoint of `gradient`."""
     parts = [(g[axis].roll(1, axis) - g[axis]) * h for axis, h in enumerate(steps(dipole))]
     return parts[0] + parts[1] + parts[2]
 
@@ -42,6 +42,25 @@ def steps(dipole: Dipole) -> list[float]:
 def shrink(g: Tensor, threshold: float) -> Tensor:
     """Proximal step of threshold * |g|_1, each component by itself."""
     return g - g.clamp(-threshold, threshold)
+
+
+def descend(x: Tensor, dual: Tensor, threshold: float | Tensor, dipole: Dipole) -> Tensor:
+    """One step of ADMM on |grad x|_1, split off as z: `dual` (3, X, Y, Z) is updated; returns divergence(z - dual).
+
+    `threshold` is a number, or one for each difference (3, X, Y, Z).
+    """
+    total = torch.zeros_like(x)
+    for axis, h in enumerate(steps(dipole)):
+        s = dual[axis]
+        s.add_(x.roll(-1, axis).sub_(x), alpha=h)
+        over = s.clone()
+        if isinstance(threshold, Tensor):
+            torch.clamp(s, -threshold[axis], threshold[axis], out=s)
+        else:
+            s.clamp_(-threshold, threshold)
+        over.sub_(s, alpha=2)
+        total.add_(over.roll(1, axis).sub_(over), alpha=h)
+    return total
 
 
 def pad(volume: Tensor, dipole: Dipole) -> Tensor:

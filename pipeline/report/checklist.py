@@ -15,7 +15,7 @@ from pipeline.report.found import NETWORKS, Found, milliseconds, name_of, number
 Level = Literal["ok", "warn", "fail", "unknown"]
 
 T2STAR_3T_S = (0.0315, 0.066)  # putamen to cortex; R2* rises about linearly with the field
-SPARSE = ("tv", "rts")
+SPARSE = ("tv", "rts", "nltv", "medi", "tfi")
 BACKGROUND = {"vsharp": "V-SHARP", "pdf": "PDF"}
 
 
