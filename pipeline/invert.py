@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 PADDING = 0.2  # share of each size added to the mask's box; tissue's fields have fallen off that far from the mask
+PADDING_TOTAL = 0.04  # the same from the total field: what goes round the edge is background
 CLASSICAL: dict[str, Callable[..., Tensor]] = {
     "tkd": classical.tkd,
     "tikhonov": classical.tikhonov,
@@ -82,7 +83,12 @@ def invert(
     field = torch.where(mask, field - field[mask].mean(), 0)
     weight = torch.where(mask, 1 / given.sd_ppm[box].clamp_min(1e-6), 0)
     dipole = Dipole(
-        mask.shape, given.grid.voxel_size_mm, given.grid.b0_dir, padding=PADDING, device=field.device, dtype=field.dtype
+        mask.shape,
+        given.grid.voxel_size_mm,
+        given.grid.b0_dir,
+        padding=PADDING_TOTAL if method in FROM_TOTAL else PADDING,
+        device=field.device,
+        dtype=field.dtype,
     )
     facts: dict[str, Any] = {"parameters": asdict(params)}
     if method == "dip":

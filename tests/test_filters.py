@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from pipeline.filters import depth_mm, dilate, erode, gaussian, sphere_octant, sphere_response, spherical_share
+from models.ball import sphere_octant, sphere_response
+from pipeline.filters import depth_mm, dilate, erode, gaussian, spherical_share
 
 SHAPE, SIZE = (23, 20, 17), (0.8, 1.0, 1.5)
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.classical.admm import minimise
 from models.classical.calculus import gradient, pad
-from models.classical.nltv import fit
+from models.classical.nltv import phase_step
 from models.dipole import Dipole
 from models.params import param
 
 
 @dataclass(frozen=True)
 class MEDI:
-    """Morphology enabled dipole inversion (Liu 2012, doi 10.1016/j.neuroimage.2011.08.082) with MERIT (see `nltv`)."""
+    """Morphology enabled dipole inversion (Liu 2012, doi 10.1016/j.neuroimage.2011.08.082) with MERIT."""
 
     strength: float = param(
         40.0, "weight of the penalised differences in 1/ppm, against the misfit in units of noise", 0, 1e5
@@ -25,7 +26,7 @@ class MEDI:
     radians_per_ppm: float = param(
         16.0, "phase of 1 ppm: a misfit of more than the inverse counts less; 16 is 20 ms at 3 T", 0.1, 200
     )
-    reweight: int = param(5, "iterations from one weighing of the misfit to the next; 0: never", 0, 5000)
+    trusted: float = param(6.0, "misfit in units of noise from which on a voxel loses weight; 0: never", 0, 1e4)
     iterations: int = param(60, "ADMM iterations at most", 1, 5000)
     tolerance: float = param(0.01, "relative change of chi from one iteration to the next at which it stops", 0, 1)
 
@@ -36,17 +37,17 @@ def medi(field: Tensor, weight: Tensor, dipole: Dipole, params: MEDI, *, magnitu
     The paper's Gauss-Newton steps are replaced by ADMM, whose steps are closed form. `magnitude` (X, Y, Z), any unit.
     """
     edge = edges(magnitude, weight > 0, dipole, params.edges)
-    return fit(
+    return minimise(
         field,
         weight,
         dipole,
         strength=params.strength,
-        radians_per_ppm=params.radians_per_ppm,
         iterations=params.iterations,
         tolerance=params.tolerance,
+        data=phase_step(params.radians_per_ppm),
         penalty=torch.where(edge, params.relief, 1.0).to(field.dtype),
-        reweight=params.reweight,
-    )
+        trusted=params.trusted,
+    ).chi_ppm
 
 
 def edges(magnitude: Tensor, inside: Tensor, dipole: Dipole, share: float) -> Tensor:

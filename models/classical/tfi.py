@@ -1,4 +1,4 @@
-"""Total field -> susceptibility in one step: sources inside the mask and the background of those outside, together."""
+"""Total field -> susceptibility and background in one step: sources in the mask, a harmonic field of all others."""
 
 from __future__ import annotations
 
@@ -7,71 +7,66 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.cg import conjugate_gradients
+from models.ball import sphere_response
+from models.classical.admm import Harmonic, Minimum, minimise
 from models.classical.calculus import crop, pad
-from models.classical.nltv import fit
 from models.dipole import Dipole
 from models.params import param
-
-HARMONIC = 100.0  # holds the background harmonic in the mask; more changes nothing
-REWEIGHT = 5  # iterations from one weighing of the misfit to the next
 
 
 @dataclass(frozen=True)
 class TFI:
-    """Preconditioned total field inversion (Liu 2017, doi 10.1002/mrm.26331) with a harmonic background."""
+    """Total field inversion: total variation and a harmonic background together (Liu 2017, doi 10.1002/mrm.26331;
+    Milovic 2019, doi 10.1002/mrm.27483)."""
 
     strength: float = param(
-        40.0, "weight of the total variation in 1/ppm, against the misfit in units of noise", 0, 1e5
+        60.0, "weight of the total variation in 1/ppm, against the misfit in units of noise", 0, 1e5
     )
-    outside: float = param(50.0, "how much larger chi may be outside the mask than inside", 1, 1e4)
-    steps: int = param(25, "conjugate gradient steps for the first background", 1, 500)
-    radians_per_ppm: float = param(
-        16.0, "phase of 1 ppm: a misfit of more than the inverse counts less; 16 is 20 ms at 3 T", 0.1, 200
+    edge_ppm: float = param(
+        0.03, "a step of chi that counts half; larger ones count less, smaller more; 0: all alike", 0, 10
     )
-    iterations: int = param(40, "ADMM iterations at most", 1, 5000)
-    tolerance: float = param(0.01, "relative change of chi from one iteration to the next at which it stops", 0, 1)
+    trusted: float = param(10.0, "misfit in units of noise from which on a voxel loses weight; 0: never", 0, 1e4)
+    ball_mm: float = param(9.0, "radius of the ball whose mean is taken off for the first map", 1, 40)
+    iterations: int = param(30, "ADMM iterations at most", 1, 5000)
+    tolerance: float = param(0.003, "relative change of chi from one iteration to the next at which it stops", 0, 1)
 
 
 def tfi(field: Tensor, weight: Tensor, dipole: Dipole, params: TFI) -> Tensor:
-    """Chi inside the mask, of the total `field` in the whole mask: nothing is eroded.
+    """Chi of the total `field` in the whole mask: nothing is eroded. See `separate`."""
+    return separate(field, weight, dipole, params).chi_ppm
 
-    The background starts as the field of sources outside the mask that a preconditioned fit of all space finds
-    (equation 5); what it got wrong is harmonic in the mask too, so it is then found together with chi under total
-    variation (Milovic 2019, doi 10.1002/mrm.27483).
+
+def separate(field: Tensor, weight: Tensor, dipole: Dipole, params: TFI) -> Minimum:
+    """min |W (D chi + h - f)|^2 / 2 + strength |P grad chi|_1 with h harmonic in the mask: chi and the background h.
+
+    Background removal alone has to guess which part of the field the tissue makes; here what is sparse in the gradient
+    of chi goes to chi, and what is harmonic goes to h, however close to the rim. The grid needs next to no padding: the
+    field of a periodic image of the head is harmonic in the mask, and so part of h.
     """
-    inside = weight > 0
-    weight = _even(weight)
-    local = field - first_background(field, weight, dipole, params)
-    local = torch.where(inside, local - local[inside].mean(), 0)
-    return fit(
-        local,
+    return minimise(
+        field,
         weight,
         dipole,
         strength=params.strength,
-        radians_per_ppm=params.radians_per_ppm,
         iterations=params.iterations,
         tolerance=params.tolerance,
-        harmonic=HARMONIC,
-        reweight=REWEIGHT,
+        edge_ppm=params.edge_ppm,
+        trusted=params.trusted,
+        harmonic=Harmonic(dipole, whole=True),
+        chi_ppm=first_map(field, weight > 0, dipole, params.ball_mm),
     )
 
 
-def first_background(field: Tensor, weight: Tensor, dipole: Dipole, params: TFI) -> Tensor:
-    """Field in the mask of the sources outside it, by a least-squares fit of y with chi = P y everywhere."""
-    D, w2 = dipole.kernel, pad(weight**2 / weight[weight > 0].square().mean(), dipole)
-    P = torch.where(w2 > 0, 1.0, params.outside)
+def first_map(field: Tensor, inside: Tensor, dipole: Dipole, ball_mm: float) -> Tensor:
+    """Chi (X, Y, Z) by Tikhonov's division of the field less its mean over a ball, where the ball lies in the mask.
 
-    def convolve(x: Tensor) -> Tensor:
-        y: Tensor = torch.fft.irfftn(D * torch.fft.rfftn(x), s=dipole.padded)
-        return y
-
-    right = P * convolve(w2 * pad(field, dipole))
-    y, _ = conjugate_gradients(lambda y: P * convolve(w2 * convolve(P * y)), right, iterations=params.steps)
-    return crop(convolve(torch.where(w2 > 0, 0, P * y)), dipole)
-
-
-def _even(weight: Tensor) -> Tensor:
-    """Weights of a field that is known no better than the median voxel's: near air, models err by more than noise."""
-    typical = weight[weight > 0].median()
-    return weight / (1 + (weight / typical).square()).sqrt()
+    Harmonic fields equal their mean over a ball, so no background is left (Schweser 2011,
+    doi 10.1016/j.neuroimage.2010.10.070); long waves are lost, and come back with the iterations.
+    """
+    mean = sphere_response(dipole.padded, dipole.voxel_size_mm, ball_mm, field)
+    share = torch.fft.irfftn(mean * torch.fft.rfftn(pad(inside.to(field.dtype), dipole)), s=dipole.padded)
+    spectrum = (1 - mean) * torch.fft.rfftn(pad(torch.where(inside, field, 0), dipole))
+    sharp = torch.where(share > 0.999, torch.fft.irfftn(spectrum, s=dipole.padded), 0)
+    filtered = (1 - mean) * dipole.kernel
+    chi = crop(torch.fft.irfftn(filtered / (filtered**2 + 0.01) * torch.fft.rfftn(sharp), s=dipole.padded), dipole)
+    return torch.where(inside, chi - chi[inside].mean(), 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class LBV:
     iterations: int = param(300, "conjugate gradient steps at most on each grid", 1, 10000)
 
 
-def lbv(total: Field, params: LBV) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def lbv(total: Field, params: LBV) -> tuple[Field, dict[str, Any]]:
     """Solve Laplacian(background) = 0 inside with background = total field in the mask's outermost voxels.
 
     The local field is then zero at the rim, which is given away. Conjugate gradients, started from the solution on a
@@ -36,7 +36,7 @@ def lbv(total: Field, params: LBV) -> tuple[Tensor, Tensor, dict[str, Any]]:
         peeled = depth_mm(total.mask, voxel, params.peel_mm + max(voxel)) > params.peel_mm
     field = torch.where(peeled, total.ppm, 0)
     background, steps = _harmonic(field, peeled, voxel, params)
-    return field - background, _inner(peeled), {"iterations": steps}
+    return replace(total, ppm=field - background, mask=_inner(peeled)), {"iterations": steps}
 
 
 def _harmonic(field: Tensor, mask: Tensor, voxel: tuple[float, ...], params: LBV) -> tuple[Tensor, list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class PDF:
 NEAR_MM, FARTHEST_MM, POWER = 5.0, 40.0, 1.5
 
 
-def pdf(total: Field, params: PDF) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def pdf(total: Field, params: PDF) -> tuple[Field, dict[str, Any]]:
     """The field inside the mask that sources outside it explain best (weighted least squares) is background.
 
     A source may be the stronger the farther it is from the mask, (1 + distance / 5 mm)^1.5, where it stands for much
@@ -57,7 +57,7 @@ def pdf(total: Field, params: PDF) -> tuple[Tensor, Tensor, dict[str, Any]]:
     kept = total.mask
     if params.erode_mm:
         kept = depth_mm(total.mask, voxel, params.erode_mm + max(voxel)) > params.erode_mm
-    return total.ppm - background[slices], kept, {"iterations": steps}
+    return replace(total, ppm=total.ppm - background[slices], mask=kept), {"iterations": steps}
 
 
 def relative_weight(total: Field) -> Tensor:

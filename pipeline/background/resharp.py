@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.ball import sphere_response
 from models.cg import conjugate_gradients
 from models.dipole import padded_shape
 from models.params import param
 from pipeline.background.vsharp import SMALLEST
-from pipeline.filters import depth_mm, sphere_response
+from pipeline.filters import depth_mm
 from pipeline.volumes import Field
 
 
@@ -26,7 +27,7 @@ class RESHARP:
     tolerance: float = param(0.001, "size of the gradient, relative to the first, at which it stops", 1e-8, 0.5)
 
 
-def resharp(total: Field, params: RESHARP) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def resharp(total: Field, params: RESHARP) -> tuple[Field, dict[str, Any]]:
     """Of the fields whose values minus their mean over a ball are those of the total field, the smallest one.
 
     Minimises |M (local - mean(local)) - M (total - mean(total))|^2 + regularisation |local|^2 with M the voxels whose
@@ -49,4 +50,4 @@ def resharp(total: Field, params: RESHARP) -> tuple[Tensor, Tensor, dict[str, An
 
     right = sharpened(fits * sharpened(total.ppm))
     local, steps = conjugate_gradients(normal, right, iterations=params.iterations, tolerance=params.tolerance)
-    return local[:x, :y, :z], fits[:x, :y, :z], {"iterations": steps}
+    return replace(total, ppm=local[:x, :y, :z], mask=fits[:x, :y, :z]), {"iterations": steps}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from models.ball import sphere_response
 from models.dipole import padded_shape
 from models.params import param
-from pipeline.filters import depth_mm, sphere_response
+from pipeline.filters import depth_mm
 from pipeline.volumes import Field
 
 
@@ -27,7 +27,7 @@ class VSHARP:
 SMALLEST = 0.9  # of the largest voxel size: a ball that holds shares of its centre's neighbours on every axis
 
 
-def vsharp(total: Field, params: VSHARP) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def vsharp(total: Field, params: VSHARP) -> tuple[Field, dict[str, Any]]:
     """Harmonic fields equal their mean over any ball that lies in the mask: subtract it, then undo what that did.
 
     Every voxel takes the largest ball that fits. Balls are in mm with soft edges, so voxels may be anisotropic. No
@@ -52,10 +52,10 @@ def vsharp(total: Field, params: VSHARP) -> tuple[Tensor, Tensor, dict[str, Any]
         left = torch.where(fits, torch.fft.irfftn(spectrum * rest, s=padded), left)
         done |= fits
     if largest is None:
-        return total.ppm, torch.zeros_like(total.mask), {}
+        return replace(total, mask=torch.zeros_like(total.mask)), {}
     inverse = torch.where(largest.abs() > params.threshold, 1 / largest, 0)
     local = torch.fft.irfftn(torch.fft.rfftn(left) * inverse, s=padded)
-    return local[:x, :y, :z], done[:x, :y, :z], {"radii": len(radii)}
+    return replace(total, ppm=local[:x, :y, :z], mask=done[:x, :y, :z]), {"radii": len(radii)}
 
 
 def _radii(params: VSHARP, voxel_mm: float) -> list[float]:

@@ -135,7 +135,7 @@ def _without_turns(first: Tensor, offset: Tensor, piece: Tensor, times: Sequence
 
 
 def _reliable(grown: romeo.Grown, inside: Tensor, params: Unwrap) -> Tensor:
-    """The mask without the rim voxels of low reach, nor small pieces; islands of low reach within it stay.
+    """The mask without the rim voxels of low reach, torn edges, nor small pieces; islands of them within it stay.
 
     In noise, where all edges are weak, half the median reach is asked for and no more.
     """
@@ -143,7 +143,9 @@ def _reliable(grown: romeo.Grown, inside: Tensor, params: Unwrap) -> Tensor:
     count = np.bincount(grown.piece[mask])
     least = min(255 * params.least_reach, 0.5 * float(np.median(grown.reach[mask])))
     large = count >= SMALL_PIECE * mask.sum()
-    low = mask & ((grown.reach < least) | (~large[grown.piece] & (params.least_reach > 0)))
+    low = mask & (grown.reach < least)
+    if params.least_reach > 0:
+        low |= mask & (~large[grown.piece] | _torn(torch.from_numpy(grown.phase), inside.cpu()).numpy())
     outer = ndimage.binary_propagation(~mask, np.ones((3, 3, 3)), mask=~mask | low)
     return torch.from_numpy(~outer).to(inside.device)
 
@@ -171,18 +173,24 @@ def wraps_left(unwrapped: Tensor, mask: Tensor) -> tuple[list[float], int]:
     The later echoes follow the field of all: theirs are steep, not torn.
     """
     jumps, edges = torch.zeros(len(unwrapped), device=mask.device), 0
-    touched = torch.zeros_like(mask)
     for axis in range(3):
         n = mask.shape[axis] - 1
         pairs = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
         edges += int(pairs.sum())
         for e, phase in enumerate(unwrapped):
-            torn = (phase.diff(dim=axis).abs_() > np.pi).logical_and_(pairs)
-            jumps[e] += torn.sum()
-            if e == 0:
-                touched.narrow(axis, 0, n).logical_or_(torn)
-                touched.narrow(axis, 1, n).logical_or_(torn)
-    return (jumps / max(1, edges)).tolist(), int(touched.sum())
+            jumps[e] += (phase.diff(dim=axis).abs_() > np.pi).logical_and_(pairs).sum()
+    return (jumps / max(1, edges)).tolist(), int(_torn(unwrapped[0], mask).sum())
+
+
+def _torn(phase: Tensor, mask: Tensor) -> Tensor:
+    """The voxels (bool) that differ from a neighbour in the mask by more than pi."""
+    found = torch.zeros_like(mask)
+    for axis in range(3):
+        n = mask.shape[axis] - 1
+        jump = (phase.diff(dim=axis).abs_() > np.pi) & mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
+        found.narrow(axis, 0, n).logical_or_(jump)
+        found.narrow(axis, 1, n).logical_or_(jump)
+    return found
 
 
 def _by_laplacian(echoes: Echoes, mask: Tensor) -> Unwrapped:
