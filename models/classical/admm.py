@@ -20,6 +20,7 @@ from models.dipole import Dipole
 STEP_PPM = 0.012  # threshold of the shrinkage; with COUPLING it sets the speed, not where it ends
 COUPLING = 0.15  # penalty of D chi + h = z, over the mean squared weight
 STIFFNESS = 0.02  # penalty of the split Laplacian of h, over the mean squared weight
+RINGING = 0.02  # response of a smoothing by 1 2 1 at which ringing of the size of the noise costs as much as noise
 PERIOD = 5  # iterations from one weighing of misfits and edges to the next
 
 DataStep = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -112,33 +113,51 @@ class Harmonic:
     """The field h of sources outside the mask: harmonic inside, but for what a finite `strength` forgives.
 
     For given data v and split Laplacian y, h(k) = (mu_d (v - D chi) + mu_h L y) / (mu_d + mu_h L^2), with L the
-    spectrum of the Laplacian; eliminating h leaves a closed form for chi. With `whole`, it starts as all of the field
-    that the first chi does not explain, otherwise at zero.
+    spectrum of the Laplacian; eliminating h leaves a closed form for chi. With `whole`, h starts as all of the field
+    that the first chi does not explain, otherwise at zero; and what alternates from voxel to voxel is then taken for
+    ringing of the steep field outside (Gibbs), not for tissue: a part r(k) of the field that is free near the highest
+    frequencies and costs ever more below.
     """
 
     def __init__(self, dipole: Dipole, *, strength: float = float("inf"), whole: bool = False) -> None:
-        self.laplacian, self.shape = laplacian_spectrum(dipole), dipole.padded
+        self.laplacian, self.shape, self.whole = laplacian_spectrum(dipole), dipole.padded, whole
         self.forgiven = STIFFNESS / (STIFFNESS + strength)
-        self.whole = whole
-        self.share = COUPLING / (COUPLING + STIFFNESS * self.laplacian**2)  # of the data that is left to h
-        self.freedom = 1 - self.share
+        cost = (_smoothing(dipole) / RINGING) ** 2 if whole else torch.full_like(self.laplacian, float("inf"))
+        self.band = 1 / (1 + COUPLING / cost)  # of the data that is not left to ringing
+        self.share = COUPLING * self.band / (COUPLING * self.band + STIFFNESS * self.laplacian**2 + 1e-30)
+        self.freedom = self.band * (1 - self.share)  # of the data that is left to chi
 
     def begin(self, unexplained: Tensor, inside: Tensor, mu_d: float, mu_h: float) -> None:
         """Take the first field, where the mask is, and the penalties."""
         self.inside, self.mu_d, self.mu_h = inside, mu_d, mu_h
-        self.norm = mu_d + mu_h * self.laplacian**2
-        self.spectrum = unexplained if self.whole else torch.zeros_like(unexplained)
+        self.norm = mu_d * self.band + mu_h * self.laplacian**2
+        self.norm[0, 0, 0] = mu_d
+        self.spectrum = self.h = unexplained if self.whole else torch.zeros_like(unexplained)
         self.dual = torch.zeros(inside.shape, device=inside.device, dtype=self.laplacian.dtype)
 
     def explain(self, seen: Tensor) -> Tensor:
-        """The part of the data `seen` (times mu_d) that is left to chi, once h has taken its own."""
-        self.dual += torch.fft.irfftn(self.laplacian * self.spectrum, s=self.shape)
+        """The part of the data `seen` (times mu_d) that is left to chi, once h and ringing have taken their own."""
+        self.dual += torch.fft.irfftn(self.laplacian * self.h, s=self.shape)
         split = torch.where(self.inside, self.dual * self.forgiven, self.dual)
         self.dual -= split
-        self.known = torch.fft.rfftn(split.sub_(self.dual)).mul_(self.mu_h * self.laplacian).add_(seen)
-        left: Tensor = seen - self.share * self.known
+        self.seen, believed = seen, self.band * seen
+        self.known = torch.fft.rfftn(split.sub_(self.dual)).mul_(self.mu_h * self.laplacian).add_(believed)
+        left: Tensor = believed - self.share * self.known
         return left
 
     def take(self, field: Tensor) -> None:
-        """h for a new field D chi."""
-        self.spectrum = (self.known - self.mu_d * field) / self.norm
+        """h and the ringing for a new field D chi."""
+        self.h = (self.known - (self.mu_d * self.band) * field) / self.norm
+        ringing = (1 - self.band) * (self.seen / self.mu_d - field - self.h)
+        self.spectrum = self.h + ringing
+
+
+def _smoothing(dipole: Dipole) -> Tensor:
+    """The half spectrum of weights 1 2 1 along each axis: nothing is left of what alternates from voxel to voxel."""
+    total = torch.ones_like(dipole.kernel)
+    for axis, n in enumerate(dipole.padded):
+        k = torch.arange(total.shape[axis], device=total.device, dtype=total.dtype)
+        view = [1, 1, 1]
+        view[axis] = -1
+        total *= (0.5 + 0.5 * torch.cos(2 * torch.pi * k / n)).view(view)
+    return total.clamp_min(1e-6)

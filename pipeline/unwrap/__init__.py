@@ -54,6 +54,7 @@ class Unwrapped:
 BIPOLAR_RAD = 0.15  # RMS of the linear part of the difference between echoes of either polarity; 0 when monopolar
 SMALL_PIECE = 0.01  # of the mask: pieces below it are not tied to the rest, and their turns are not known
 MANY_WRAPS = 0.001  # of all neighbours
+STEEP = 0.4 * np.pi  # from voxel to voxel in the first echo: where the field is that steep, one more turn looks alike
 
 
 def unwrap(echoes: Echoes, mask: Tensor, params: Unwrap = Unwrap()) -> Unwrapped:
@@ -135,7 +136,7 @@ def _without_turns(first: Tensor, offset: Tensor, piece: Tensor, times: Sequence
 
 
 def _reliable(grown: romeo.Grown, inside: Tensor, params: Unwrap) -> Tensor:
-    """The mask without the rim voxels of low reach, torn edges, nor small pieces; islands of them within it stay.
+    """The mask without rim voxels of low reach or steep phase, nor small pieces; islands of them within it stay.
 
     In noise, where all edges are weak, half the median reach is asked for and no more.
     """
@@ -145,7 +146,7 @@ def _reliable(grown: romeo.Grown, inside: Tensor, params: Unwrap) -> Tensor:
     large = count >= SMALL_PIECE * mask.sum()
     low = mask & (grown.reach < least)
     if params.least_reach > 0:
-        low |= mask & (~large[grown.piece] | _torn(torch.from_numpy(grown.phase), inside.cpu()).numpy())
+        low |= mask & (~large[grown.piece] | _jumps(torch.from_numpy(grown.phase), inside.cpu(), STEEP).numpy())
     outer = ndimage.binary_propagation(~mask, np.ones((3, 3, 3)), mask=~mask | low)
     return torch.from_numpy(~outer).to(inside.device)
 
@@ -179,15 +180,15 @@ def wraps_left(unwrapped: Tensor, mask: Tensor) -> tuple[list[float], int]:
         edges += int(pairs.sum())
         for e, phase in enumerate(unwrapped):
             jumps[e] += (phase.diff(dim=axis).abs_() > np.pi).logical_and_(pairs).sum()
-    return (jumps / max(1, edges)).tolist(), int(_torn(unwrapped[0], mask).sum())
+    return (jumps / max(1, edges)).tolist(), int(_jumps(unwrapped[0], mask, np.pi).sum())
 
 
-def _torn(phase: Tensor, mask: Tensor) -> Tensor:
-    """The voxels (bool) that differ from a neighbour in the mask by more than pi."""
+def _jumps(phase: Tensor, mask: Tensor, limit: float) -> Tensor:
+    """The voxels (bool) that differ from a neighbour in the mask by more than `limit` radians."""
     found = torch.zeros_like(mask)
     for axis in range(3):
         n = mask.shape[axis] - 1
-        jump = (phase.diff(dim=axis).abs_() > np.pi) & mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
+        jump = (phase.diff(dim=axis).abs_() > limit) & mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
         found.narrow(axis, 0, n).logical_or_(jump)
         found.narrow(axis, 1, n).logical_or_(jump)
     return found
