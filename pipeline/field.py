@@ -22,6 +22,12 @@ class Fit:
         "nonlinear",
         "linear fits the unwrapped phase; nonlinear the complex signal, where no wrong turn of an echo counts",
     )
+    largest_residual: float = param(
+        0.3,
+        "relative residual above which a voxel has no say (consensus, doi 10.1002/mrm.30006)",
+        0,
+        1,
+    )
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Fitted:
 
 
 TWO_PI = 2 * torch.pi
+UNKNOWN_PPM = 100.0  # standard deviation of a field that no echo tells
 _STEPS = 3  # of Newton
 _FLAT = 0.2  # least curvature, as a share of that of a perfect fit
 _LARGE = 500_000  # voxels, from which on every other line tells the noise to a per cent
@@ -44,8 +51,8 @@ def total_field(echoes: Echoes, mask: Tensor, params: Fit = Fit()) -> Fitted:
 
     `echoes` hold unwrapped phase without offset. The noise of the complex signal is estimated from what the fit leaves
     (three echoes or more) or from neighbouring voxels; the field's standard deviation follows from it voxel by voxel,
-    widened where the echoes disagree by more than noise. The residual is 1 - |sum m^2 exp(i r)| / sum m^2 with r the
-    misfit of each echo: 0 is a perfect fit, 1 none at all.
+    widened where the echoes disagree by more than noise, and beyond all use where they agree on no field. The residual
+    is 1 - |sum m^2 exp(i r)| / sum m^2 with r the misfit of each echo: 0 is a perfect fit, 1 none at all.
     """
     if not bool(mask.any()):
         raise ChironError("P007", "an empty mask", "a mask of the brain")
@@ -65,6 +72,7 @@ def total_field(echoes: Echoes, mask: Tensor, params: Fit = Fit()) -> Fitted:
     scale = ppm_per_rad(1.0, echoes.b0_tesla)
     excess = _excess((weight * left**2).sum(0), noise, len(times) - 1, signal)
     sd = noise / norm.sqrt() * scale * excess
+    sd = torch.where(residual <= params.largest_residual, sd, UNKNOWN_PPM)
     facts = {
         "method": params.method,
         "echoes": len(times),
@@ -72,7 +80,7 @@ def total_field(echoes: Echoes, mask: Tensor, params: Fit = Fit()) -> Fitted:
         "snr_first_echo": float(magnitude[0].mean()) / max(noise, 1e-30),
         "median_sd_ppm": float(sd.median()),
         "median_residual": float(residual.median()),
-        "share_residual_above_0.3": float((residual > 0.3).float().mean()),
+        "excluded_share": float((residual > params.largest_residual).float().mean()),
     }
     found = Field(_volume(slope * scale, signal), _volume(sd, signal), signal, echoes.grid)
     return Fitted(found, _volume(residual, signal), facts)

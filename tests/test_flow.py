@@ -27,7 +27,7 @@ from rich.console import Console
 import flows.batch
 import flows.engine
 import pipeline.publish
-import pipeline.recipe
+import pipeline.recipe.stages
 from flows.batch import Batch, Outcome, _claimed, apart, run
 from flows.engine import Watchdog, orchestrator
 from flows.watch import Bar, Forecast, Lines, watch
@@ -90,7 +90,8 @@ def _field(inputs: Inputs) -> Made:
 
 
 def _background(inputs: Inputs) -> Made:
-    return Made({"local_ppm": torch.ones(SHAPE), "mask": torch.ones(SHAPE, dtype=torch.uint8)})
+    ones = torch.ones(SHAPE)
+    return Made({"local_ppm": ones, "sd_ppm": ones, "mask": ones.to(torch.uint8)})
 
 
 def _invert(method: str, inputs: Inputs) -> Made:
@@ -108,7 +109,7 @@ def _note(inputs: Inputs, stage: str) -> None:
 def install(put: Callable[[Any, str, Any], None]) -> None:
     """Put the stages above in place of the true ones, and files in place of exports."""
     for stage in (_convert, _mask, _unwrap, _field, _background, _invert):
-        put(pipeline.recipe, stage.__name__, stage)
+        put(pipeline.recipe.stages, stage.__name__.removeprefix("_"), stage)
     put(flows.batch, "find", find)
     put(pipeline.publish, "write_report", lambda work, label, settings, failure=None: f"<html>{label}</html>")
 

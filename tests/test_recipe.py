@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import recipe as module
 from pipeline.background import METHODS as BACKGROUND
 from pipeline.errors import ChironError
 from pipeline.find import Scan
 from pipeline.recipe import Inputs, Job, recipe, reconstruct, run_stage
+from pipeline.recipe import stages as module
 from pipeline.settings import load
 from pipeline.volumes import Grid
 from pipeline.work import Made, Result, digest
@@ -43,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return run
 
     for name in ("convert", "mask", "unwrap", "field", "background", "r2star", "invert", "swi", "quality"):
-        monkeypatch.setattr(module, f"_{name}", stand_in(name))
+        monkeypatch.setattr(module, name, stand_in(name))
     return made
 
 
@@ -95,7 +95,7 @@ def test_a_second_run_reuses_everything(job: Job, calls: list[str]) -> None:
         ("phase.sign=-", "convert"),
         ("mask.threshold=0.5", "mask"),
         ("unwrap.bipolar=no", "unwrap"),
-        ("vsharp.ratio=2", "background"),
+        ("tfi.ball_mm=5", "background"),
         ("tkd.threshold=0.3", "invert-tkd"),
         ("tv.strength=3", "invert-tv"),
     ],
@@ -152,7 +152,7 @@ def measured(job: Job, echoes: int = 3) -> None:
     r2star = torch.where(r < 3, 2.0, 20.0)
     magnitude = torch.stack([500 * torch.exp(-t * r2star) for t in times])
     facts = {"grid": grid.json(), "echo_times_s": times, "b0_tesla": 3.0}
-    local = {"local_ppm": 0.02 * (r < 3) * mask, "mask": mask.to(torch.uint8)}
+    local = {"local_ppm": 0.02 * (r < 3) * mask, "sd_ppm": 0.01 * torch.ones_like(r), "mask": mask.to(torch.uint8)}
     found = {
         "convert": Made({"magnitude": magnitude, "phase_rad": 0 * magnitude}, facts=facts),
         "mask": Made({"mask": mask.to(torch.uint8)}),
@@ -203,10 +203,12 @@ def test_what_fails_beside_the_map_costs_only_itself(
 
 def test_an_image_that_is_not_finite_is_not_handed_on(job: Job) -> None:
     measured(job)
-    field = job.work.find("field")
-    assert field
-    broken = Made({"sd_ppm": torch.full((20, 22, 18), float("nan"))}, facts=field.facts)
-    job.work.write("field", "key", broken, {"stage": "field"})
+    local = job.work.find("background")
+    assert local
+    broken = Made(
+        {"local_ppm": torch.full((20, 22, 18), float("nan")), **{n: local.array(n) for n in ("sd_ppm", "mask")}}
+    )
+    job.work.write("background", "key", broken, {"stage": "background"})
     result = run_named(job, "swi")
     assert not result.has("swi") and [n["code"] for n in result.record["notices"]] == ["M002"]
 
@@ -325,7 +327,7 @@ def test_progress_names_the_stage(job: Job, calls: list[str], monkeypatch: pytes
         inputs.progress(0.5, "half")
         return Made({"sum": torch.ones(())})
 
-    monkeypatch.setattr(module, "_field", speak)
+    monkeypatch.setattr(module, "field", speak)
     said: list[tuple[str, float, str]] = []
     reconstruct(job, lambda *words: said.append(words))
     assert said == [("field", 0.5, "half")]
