@@ -15,10 +15,15 @@ import torch
 from PIL import Image
 
 from models.dipole import Dipole
+from pipeline.background import METHODS as BACKGROUNDS
 from pipeline.errors import ChironError, Decision, Notice
-from pipeline.report import citations, write_report
+from pipeline.invert import PARAMS as INVERSIONS
+from pipeline.report import citations, methods_text, write_report
+from pipeline.report.checklist import checklist
 from pipeline.report.found import look
+from pipeline.report.numbers import numbers
 from pipeline.report.pictures import misfit, view_of
+from pipeline.report.sources import PAPERS
 from pipeline.report.view import Window
 from pipeline.settings import parse
 from pipeline.volumes import Grid
@@ -323,6 +328,58 @@ def test_the_checklist_follows_the_scan(tmp_path: Path) -> None:
     assert "departs from the consensus in: encoding, readout" in page
 
 
+def processing(work: Work, **settings: object) -> dict[str, tuple[str, str]]:
+    """What was found of each item on the processing, and its level."""
+    _, items = checklist(look(work, parse(settings)))
+    return {item.what: (item.found, item.level) for item in items}
+
+
+@pytest.mark.parametrize("method", BACKGROUNDS)
+def test_only_families_of_sharp_and_pdf_pass_as_the_consensus_background(tmp_path: Path, method: str) -> None:
+    work = scan(tmp_path)
+    write(work, "background", method=method)
+    text, level = processing(work, method="rts")["Background removal"]
+    listed = method in ("vsharp", "resharp", "pdf")
+    assert level == ("ok" if listed else "warn") and ("not on the consensus' list" in text) != listed
+
+
+def test_a_map_of_the_total_field_rests_on_no_background_removal(tmp_path: Path) -> None:
+    text, level = processing(scan(tmp_path, made=("tfi", "rts")), method="tfi")["Background removal"]
+    assert level == "warn" and "together with the map" in text and "V-SHARP" not in text
+
+
+def test_the_exclusion_of_voxels_is_held_against_the_consensus(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    assert "Relative residual of the echoes" not in processing(work)
+    write(work, "field", excluded_share=0.012)
+    text, level = processing(work)["Relative residual of the echoes"]
+    assert level == "ok" and "0.300" in text and "1.20 %" in text
+    assert processing(work, fit={"largest_residual": 0.5})["Relative residual of the echoes"][1] == "warn"
+
+
+@pytest.mark.parametrize(
+    ("mask", "level"),
+    [
+        ({}, "ok"),
+        ({"method": "deepbet"}, "warn"),
+        ({"method": "deepbet", "two_pass": True}, "ok"),
+        ({"file": "m"}, "unknown"),
+    ],
+)
+def test_the_mask_is_held_against_the_consensus(tmp_path: Path, mask: dict[str, object], level: str) -> None:
+    text, found = processing(scan(tmp_path), mask=mask)["Mask"]
+    assert found == level and ("joined" in text) == bool(mask.get("two_pass"))
+
+
+def test_what_background_removal_leaves_is_among_the_numbers(tmp_path: Path) -> None:
+    work = scan(tmp_path)
+    names = {row.name for row in numbers(look(work, RTS))}
+    left = {"harmonic_share": 0.055, "rim_excess": 1.25}
+    write(work, "background", method="tfi", odd_voxels=17, background_left=left)
+    rows = {row.name: row.value for row in numbers(look(work, RTS)) if row.name not in names}
+    assert sorted(rows.values()) == ["1.25", "17", "5.50"]
+
+
 def test_the_best_of_a_comparison_is_marked(tmp_path: Path) -> None:
     methods = {"rts": {"nrmse": 31.5, "xsim": 0.7}, "tkd": {"nrmse": 41.5, "xsim": 0.8}}
     page = write_report(scan(tmp_path, methods=methods), "sub-1", RTS)
@@ -343,8 +400,46 @@ def test_only_the_papers_of_the_steps_used_are_cited() -> None:
     }
     assert keys == {"qsmconsensus2024", "eckstein2018", "dymerska2021", "liu2011", "kames2018"}
     keys = {c.key for c in citations(parse({"method": "dip"}))}
-    assert {"ulyanov2018", "li2011", "wu2012"} <= keys and "liu2011" not in keys
+    assert {"ulyanov2018", "liu2017", "milovic2019", "liu2013"} <= keys and not {"wu2012", "liu2011"} & keys
     assert all(c.url.startswith(("https://doi.org/10.", "https://arxiv.org/abs/")) for c in citations(parse({})))
+
+
+def test_every_method_has_its_words_and_its_papers() -> None:
+    consensus = citations({})
+    for method in BACKGROUNDS:
+        used = {"background": {"method": method}}
+        assert len(citations(used)) > len(consensus), method
+        assert f"removed by {method}." not in methods_text(used, "1")
+    for method in INVERSIONS:
+        used = {f"invert-{method}": {}}
+        assert len(citations(used)) > len(consensus), method
+        assert f"mapped by {method}." not in methods_text(used, "1")
+    assert len({paper.key for paper in PAPERS}) == len({paper.id for paper in PAPERS}) == len(PAPERS)
+
+
+def test_what_is_planned_is_cited_as_what_was_done() -> None:
+    planned = {"mask": {"two_pass": True}, "unwrap": {"method": "laplacian"}, "reference": {"region": "csf"}}
+    done = {
+        "mask": {"source": "tissue"},
+        "unwrap": {"method": "laplacian"},
+        "field": {"method": "nonlinear"},
+        "background": {"method": "tfi"},
+        "r2star": {"method": "loglinear"},
+        "invert-rts": {"two_pass": {}, "reference": {"region": "fluid of the ventricles"}},
+        "invert-tv": {},
+        "swi": {},
+    }
+    assert citations(done) == citations(parse({**planned, "method": "rts"}))
+
+
+@pytest.mark.parametrize("methods", [("tv",), ("tfi", "tv"), ("tv", "tfi")])
+def test_the_methods_paragraph_says_what_was_done(methods: tuple[str, ...]) -> None:
+    used = {"background": {"method": "tfi"}, "quality": {"primary": methods[0]}}
+    text = methods_text({**used, **{f"invert-{m}": {} for m in methods}}, "1")
+    assert "fitted together with the susceptibility" in text and "local field was inverted" not in text
+    places = [text.index({"tv": "total variation", "tfi": "total field"}[m]) for m in methods]
+    assert places == sorted(places)
+    assert ("for comparison" in text) == (len(methods) > 1)
 
 
 def test_the_same_work_folder_gives_the_same_page(tmp_path: Path) -> None:

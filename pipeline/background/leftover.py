@@ -1,4 +1,4 @@
-"""Local field -> how much background is left in it, told without the truth."""
+"""Local field -> how smooth it is and how strong at the rim, which is where background that is left would show."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ RIM_MM = 4.0
 
 
 def background_left(local: Field) -> dict[str, float]:
-    """`harmonic_share` (0 to 1) and `rim_excess` of a local field; both rise with the background that is left in it.
+    """`harmonic_share` (0 to 1) and `rim_excess` of a local field, told without the truth: signs, not measures.
 
-    Sources outside the mask make harmonic fields in it, and tissue hardly any of low order: `harmonic_share` is the
-    share of the field's variance that solid harmonics up to degree 6 about the mask's centre explain, by least
-    squares. `rim_excess` is the RMS of the field within 4 mm of the rim over that deeper inside. Values beyond five
-    robust standard deviations count as five, so that a calcification or haemorrhage does not decide.
+    Sources outside the mask make harmonic fields in it: `harmonic_share` is the share of the field's variance that
+    solid harmonics up to degree 6 about the mask's centre explain, by least squares. `rim_excess` is the RMS of the
+    field within 4 mm of the rim over that deeper inside. Either rises where background is added to a given field, but
+    tissue has its own share of both: between methods they do not follow the error. A field may be short of both because
+    too much was taken off. Values beyond five robust standard deviations count as five, so that a calcification or
+    haemorrhage does not decide.
     """
     mask = local.mask
     values = local.ppm[mask]

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from pipeline.invert import FROM_TOTAL
 from pipeline.report.found import NETWORKS, Found, milliseconds, name_of, number
 
 Level = Literal["ok", "warn", "fail", "unknown"]
 
 T2STAR_3T_S = (0.0315, 0.066)  # putamen to cortex; R2* rises about linearly with the field
 SPARSE = ("tv", "rts", "nltv", "medi", "tfi")
-BACKGROUND = {"vsharp": "V-SHARP", "pdf": "PDF"}
+BACKGROUND = {"vsharp": "V-SHARP", "resharp": "RESHARP", "pdf": "PDF"}
+UNLISTED = {"tfi": "fitted together with the map", "lbv": "LBV"}  # the consensus names the families of SHARP and PDF
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,45 @@ def _processing(found: Found) -> Iterator[Item]:
         method = str(facts.get("method", found.settings.unwrap.method))
         exact: Level = "ok" if "romeo" in method.lower() else "warn"
         yield Item("Phase unwrapping", method.upper() if exact == "ok" else method, "exact, not Laplacian", exact)
-    if found.facts("field"):
+    if facts := found.facts("field"):
         yield Item("Echo combination", "before background removal", "before background removal", "ok")
+        if (share := facts.get("excluded_share")) is not None:
+            yield _exclusion(float(share), found.settings.fit.largest_residual)
     if "mask" in found.results:
-        own = bool(found.settings.mask.file)
-        text = "given by the user" if own else "found from magnitude and phase quality"
-        yield Item("Mask", text, "brain extraction and phase quality", "unknown" if own else "ok")
-    if facts := found.facts("background"):
-        method = str(facts.get("method", found.settings.background.method))
-        known: Level = "ok" if method in BACKGROUND else "warn"
-        yield Item("Background removal", BACKGROUND.get(method, method), "SHARP or PDF family", known)
+        yield _mask(found)
+    if found.facts("background"):
+        yield _background(found)
     if found.methods:
         yield _inversion(found)
         reference = found.facts(f"invert-{found.primary}").get("reference")
         stated: Level = "ok" if reference else "unknown"
         yield Item("Reference", _reference(reference), "stated, whole brain among them", stated)
+
+
+def _mask(found: Found) -> Item:
+    asked = found.settings.mask
+    network = asked.method == "deepbet" and not asked.file
+    text = "found by deepbet" if network else "found from magnitude and phase quality"
+    text = "given by the user" if asked.file else text
+    text += ", maps of its reliable voxels and of all joined" if asked.two_pass else ""
+    level: Level = "unknown" if asked.file else "warn" if network and not asked.two_pass else "ok"
+    return Item("Mask", text, "brain extraction and phase quality", level)
+
+
+def _exclusion(share: float, limit: float) -> Item:
+    text = f"no weight above {number(limit)}: {number(100 * share)} % of the voxels"
+    return Item("Relative residual of the echoes", text, "no weight above 0.3", "ok" if limit <= 0.3 else "warn")
+
+
+def _background(found: Found) -> Item:
+    """The background removal that the published map rests on."""
+    method = str(found.facts("background").get("method", found.settings.background.method))
+    if found.primary in FROM_TOTAL:
+        method = found.primary
+    if method in BACKGROUND:
+        return Item("Background removal", BACKGROUND[method], "SHARP or PDF family", "ok")
+    text = f"{UNLISTED.get(method, method)}, which is not on the consensus' list"
+    return Item("Background removal", text, "SHARP or PDF family", "warn")
 
 
 def _inversion(found: Found) -> Item:

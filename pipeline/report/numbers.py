@@ -45,11 +45,20 @@ class Comparison:
 SCAN = {
     "volume_ml": Meaning("Volume of the brain mask", "ml", says="A whole adult brain is about 1000 to 1700 ml."),
     "components": Meaning("Pieces of the brain mask", says="One is expected."),
-    "eroded_share": Meaning("Rim lost", "%", 100, says="Share of the brain mask that background removal cannot keep."),
+    "eroded_share": Meaning("Rim lost", "%", 100, says="Share of the brain mask that the map does not cover."),
+    "unreliable_share": Meaning("Left out by unwrapping", "%", 100, says="At the rim, where turns are not known."),
     "wraps_left": Meaning("Phase jumps left", "%", 100, says="Share of neighbours with a jump of more than π."),
+    "wraps_left_voxels": Meaning("Voxels at a phase jump", "voxels", says="In the first echo; later ones follow it."),
+    "excluded_share": Meaning("Echoes that disagree", "%", 100, says="Share of voxels that fit no field: no weight."),
     "fit_residual": Meaning("Residual of the field fit", says="How far the echoes disagree on one field; 0 is none."),
     "noise_rad": Meaning("Noise of the phase", "rad", says="Standard deviation in the first echo."),
     "median_sd_ppm": Meaning("Noise of the field", "ppm", says="Median standard deviation in the mask."),
+    "odd_voxels": Meaning("Voxels that fit no χ", "voxels", says="Near the rim; taken off by background removal."),
+    "bridged": Meaning("Voxels bridged", "voxels", says="Near the rim; their field is that of their neighbours."),
+    "harmonic_share": Meaning(
+        "Smooth share of the local field", "%", 100, says="Of low harmonics: background that was left, or tissue."
+    ),
+    "rim_excess": Meaning("Local field at the rim", says="RMS within 4 mm of the rim over that deeper inside."),
     "median_r2star": Meaning(
         "R2*", "1/s", says="Median in the mask; about 20 in a brain at 3 T, growing with the field."
     ),
@@ -92,7 +101,9 @@ def numbers(found: Found) -> list[Row]:
     """What was measured of the scan before the inversion: by the quality stage, else by the steps themselves."""
     facts: dict[str, Any] = {}
     for stage in ("mask", "unwrap", "field", "background", "r2star"):
-        facts |= {name: value for name, value in found.facts(stage).items() if name in SCAN}
+        said = found.facts(stage)
+        said = {**said, **(said.get("background_left") or {})}
+        facts |= {name: value for name, value in said.items() if name in SCAN}
     facts |= found.facts("quality").get("acquisition") or {}
     order = [*(name for name in SCAN if name in facts), *(name for name in facts if name not in SCAN)]
     rows = [(SCAN.get(name) or _unknown(name), facts[name]) for name in order if name not in UNSAID]
