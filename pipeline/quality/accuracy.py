@@ -62,26 +62,32 @@ def slope_deviation(chi: Tensor, truth: Tensor, mask: Tensor, labels: Tensor, co
 def calcification(chi: Tensor, truth: Tensor, where: Tensor) -> tuple[float, float]:
     """Deviation of the calcification's moment (ppm * voxels) and the level of streaks around it.
 
-    `where` is the true calcification. A box holds it with 3 voxels to spare. What is calcified in `chi` is what lies
+    `where` is the true calcification. A box holds it with 3 voxels to spare. What is calcified in a map is what lies
     below the first of 0, -0.01, ... ppm that no voxel of the shell (8 voxels around the box) falls below; its moment is
-    their number times their mean. Streaks: in the rim (4 voxels around the box) x is regressed on y, and the residual's
-    standard deviation is divided by the |mean| of what is calcified.
+    their number times their mean, and that of `chi` is compared with that of `truth`, found in the same way. Streaks:
+    in the rim (4 voxels around the box) x is regressed on y, and the residual's standard deviation is divided by the
+    |mean| of what is calcified.
     """
     if not bool(where.any()):
         return math.nan, math.nan
     box, rim, outer = (_grown_box(where, by) for by in (3, 7, 11))
     x, y = chi.double(), truth.double()
-    shell = x[_between(where.shape, outer, box, x.device)]
-    threshold = -math.ceil(max(0.0, -float(shell.min())) * 100 - 1e-9) / 100 if len(shell) else 0.0
-    found = x[box][x[box] < threshold]
-    deviation = abs(float(y[where].sum()) - float(found.sum()))
-    around = _between(where.shape, rim, box, x.device)
+    shell, around = _between(where.shape, outer, box, x.device), _between(where.shape, rim, box, x.device)
+    found, true = _calcified(x, box, shell), _calcified(y, box, shell)
+    deviation = abs(float(true.sum()) - float(found.sum()))
     if not len(found) or not bool(around.any()):
         return deviation, math.nan
     a, b = _demeaned(x, around), _demeaned(y, around)
     slope = float(a @ b) / float(b @ b) if bool(b.any()) else 0.0
     residual = float((a - slope * b).square().mean().sqrt())
     return deviation, residual / abs(float(found.mean()))
+
+
+def _calcified(volume: Tensor, box: tuple[slice, ...], shell: Tensor) -> Tensor:
+    """The values in the box below what any voxel of the shell has, in steps of 0.01 ppm from 0 down."""
+    around = volume[shell]
+    threshold = -math.ceil(max(0.0, -float(around.min())) * 100 - 1e-9) / 100 if len(around) else 0.0
+    return volume[box][volume[box] < threshold]
 
 
 def hfen(chi: Tensor, truth: Tensor, mask: Tensor, sigma: float = 1.5) -> float:
