@@ -50,7 +50,7 @@ def total_field(echoes: Echoes, mask: Tensor, params: Fit = Fit()) -> Fitted:
     """Least squares of phase = 2 pi gamma B0 TE field, each echo weighted by magnitude squared, as its noise demands.
 
     `echoes` hold unwrapped phase without offset. The noise of the complex signal is estimated from what the fit leaves
-    (three echoes or more) or from neighbouring voxels; the field's standard deviation follows from it voxel by voxel,
+    (two echoes or more) or from neighbouring voxels; the field's standard deviation follows from it voxel by voxel,
     widened where the echoes disagree by more than noise, and beyond all use where they agree on no field. The residual
     is 1 - |sum m^2 exp(i r)| / sum m^2 with r the misfit of each echo: 0 is a perfect fit, 1 none at all.
     """
@@ -67,7 +67,7 @@ def total_field(echoes: Echoes, mask: Tensor, params: Fit = Fit()) -> Fitted:
         slope = _complex_fit(slope, phase, weight, times, norm)
     left = phase - slope * times
     left -= TWO_PI * torch.round(left / TWO_PI)
-    noise = _signal_noise(magnitude * (left if len(times) > 2 else phase), signal)
+    noise = _signal_noise(magnitude * (left if len(times) > 1 else phase), signal)
     residual = 1 - torch.hypot((weight * left.cos()).sum(0), (weight * left.sin()).sum(0)) / weight.sum(0)
     scale = ppm_per_rad(1.0, echoes.b0_tesla)
     excess = _excess((weight * left**2).sum(0), noise, len(times) - 1, signal)
@@ -115,14 +115,16 @@ def _signal_noise(values: Tensor, mask: Tensor) -> float:
     """Standard deviation of the signal's real part, robust against what no noise is.
 
     Second differences along each axis of `values` (E, V), magnitude times the fit's misfit (times the phase itself for
-    one or two echoes), remove what is smooth; their median absolute value is scaled to that of a Gaussian. Of a large
-    volume every other line is enough.
+    one echo), remove what is smooth. Their sum of squares over the echoes has the median of chi-square, with a degree
+    of freedom less than echoes (Wilson & Hilferty 1931, doi 10.1073/pnas.17.12.684). Of a large volume every other line
+    is enough.
     """
     count = len(values)
     box = bounding_box(mask, 0)
     volume = torch.stack([_volume(v, mask)[box] for v in values])
     inside = mask[box]
-    freedom = (count - 1) / count if count > 2 else 1.0
+    freedom = max(1, count - 1)
+    chi2 = 0.4549 if freedom == 1 else freedom * (1 - 2 / (9 * freedom)) ** 3
     skip = 2 if inside.numel() > _LARGE else 1
     estimates = []
     for axis in range(3):
@@ -134,8 +136,8 @@ def _signal_noise(values: Tensor, mask: Tensor) -> float:
         whole = m.narrow(axis, 0, n) & m.narrow(axis, 1, n) & m.narrow(axis, 2, n)
         bend = v.diff(n=2, dim=axis + 1)[:, whole]
         if bend.numel():
-            estimates.append(float(bend.abs().median()) / 0.6745 / 6**0.5)
-    return min(estimates) / freedom**0.5 if estimates else 0.0
+            estimates.append((float(bend.square().sum(0).median()) / (6 * chi2)) ** 0.5)
+    return min(estimates) if estimates else 0.0
 
 
 def _volume(values: Tensor, mask: Tensor) -> Tensor:
