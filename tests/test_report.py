@@ -80,7 +80,7 @@ def scan(folder: Path, made: tuple[str, ...] = ("rts", "tkd"), grid: Grid | None
     convert(work, grid, mask, local + slope, dimensions="3D")
     write(work, "mask", {"mask": mask.to(torch.uint8)}, voxels=int(mask.sum()), volume_ml=1234.5, components=1)
     write(work, "unwrap", method="romeo", wraps_left=0)
-    write(work, "field", {"total_ppm": (local + slope) * mask}, noise_rad=0.02, median_sd_ppm=0.003)
+    write(work, "field", {"total_ppm": (local + slope) * mask}, median_sd_ppm=0.003)
     arrays = {"local_ppm": local * final, "mask": final.to(torch.uint8)}
     write(work, "background", arrays, method="vsharp", eroded_share=0.31)
     write(work, "r2star", {"r2star": 20.0 * mask}, method="loglinear", median_r2star=21.5, clipped_negative=7)

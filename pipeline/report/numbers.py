@@ -51,7 +51,6 @@ SCAN = {
     "wraps_left_voxels": Meaning("Voxels at a phase jump", "voxels", says="In the first echo; later ones follow it."),
     "excluded_share": Meaning("Echoes that disagree", "%", 100, says="Share of voxels that fit no field: no weight."),
     "fit_residual": Meaning("Residual of the field fit", says="How far the echoes disagree on one field; 0 is none."),
-    "noise_rad": Meaning("Noise of the phase", "rad", says="Standard deviation in the first echo."),
     "median_sd_ppm": Meaning("Noise of the field", "ppm", says="Median standard deviation in the mask."),
     "odd_voxels": Meaning("Voxels that fit no χ", "voxels", says="Near the rim; taken off by background removal."),
     "bridged": Meaning("Voxels bridged", "voxels", says="Near the rim; their field is that of their neighbours."),
