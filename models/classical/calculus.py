@@ -7,22 +7,14 @@ from torch import Tensor
 
 from models.dipole import Dipole
 
-EDGE_PPM = 0.005  # a typical step of chi from voxel to voxel: sets the ADMM penalty, hence the speed, not the result
-
 
 def gradient(x: Tensor, dipole: Dipole) -> Tensor:
     """Periodic forward differences (3, X, Y, Z), scaled to the mean voxel size so that they compare across axes."""
     return torch.stack([(x.roll(-1, axis) - x) * h for axis, h in enumerate(steps(dipole))])
 
 
-def divergence(g: Tensor, dipole: Dipole) -> Tensor:
-    """Adjoint of `gradient`."""
-    parts = [(g[axis].roll(1, axis) - g[axis]) * h for axis, h in enumerate(steps(dipole))]
-    return parts[0] + parts[1] + parts[2]
-
-
 def laplacian_spectrum(dipole: Dipole) -> Tensor:
-    """The half spectrum of `divergence(gradient(x))`."""
+    """The half spectrum of `gradient` followed by its adjoint, minus the divergence: positive."""
     total = torch.zeros_like(dipole.kernel)
     for axis, (n, h) in enumerate(zip(dipole.padded, steps(dipole), strict=True)):
         k = torch.arange(total.shape[axis], device=total.device, dtype=total.dtype)
@@ -39,13 +31,9 @@ def steps(dipole: Dipole) -> list[float]:
     return [mean / size for size in v]
 
 
-def shrink(g: Tensor, threshold: float) -> Tensor:
-    """Proximal step of threshold * |g|_1, each component by itself."""
-    return g - g.clamp(-threshold, threshold)
-
-
 def descend(x: Tensor, dual: Tensor, threshold: float | Tensor, dipole: Dipole) -> Tensor:
-    """One step of ADMM on |grad x|_1, split off as z: `dual` (3, X, Y, Z) is updated; returns divergence(z - dual).
+    """One step of ADMM on |grad x|_1, split off as z: `dual` (3, X, Y, Z) is updated; returns the adjoint of
+    `gradient` on z - dual.
 
     `threshold` is a number, or one for each difference (3, X, Y, Z).
     """

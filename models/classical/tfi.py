@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool3d
 
 from models.ball import sphere_response
 from models.classical.admm import Harmonic, Minimum, minimise
 from models.classical.calculus import crop, pad
 from models.dipole import Dipole
 from models.params import param
+
+DOUBTFUL_PPM = 0.3  # standard deviation from which on neighbours tell more of a voxel than its own value does
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ def separate(field: Tensor, weight: Tensor, dipole: Dipole, params: TFI) -> Mini
 
     Background removal alone has to guess which part of the field the tissue makes; here what is sparse in the gradient
     of chi goes to chi, and what is harmonic goes to h, however close to the rim. The grid needs next to no padding: the
-    field of a periodic image of the head is harmonic in the mask, and so part of h.
+    field of a periodic image of the head is harmonic in the mask, and so part of h. Voxels of next to no weight are
+    bridged: the weight keeps them out of the misfit, but the iterations would never forget them in their start.
     """
+    field = bridged(field, weight)
     return minimise(
         field,
         weight,
@@ -55,6 +60,21 @@ def separate(field: Tensor, weight: Tensor, dipole: Dipole, params: TFI) -> Mini
         harmonic=Harmonic(dipole, whole=True),
         chi_ppm=first_map(field, weight > 0, dipole, params.ball_mm),
     )
+
+
+def bridged(field: Tensor, weight: Tensor) -> Tensor:
+    """The field with doubtful voxels filled by the mean of the believed ones around, from their surface inwards."""
+    inside = weight > 0
+    known = weight > min(1 / DOUBTFUL_PPM, 0.1 * float(weight[inside].median()))
+    field = torch.where(known, field, 0)
+    while bool((inside & ~known).any()):
+        share, sums = (avg_pool3d(v[None, None], 3, stride=1, padding=1)[0, 0] for v in (known.to(field.dtype), field))
+        reached = inside & ~known & (share > 0.01)
+        if not bool(reached.any()):
+            break
+        field = torch.where(reached, sums / share.clamp_min(0.01), field)
+        known = known | reached
+    return field
 
 
 def first_map(field: Tensor, inside: Tensor, dipole: Dipole, ball_mm: float) -> Tensor:
