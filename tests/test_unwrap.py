@@ -161,6 +161,18 @@ def test_rim_voxels_whose_turns_are_not_known_leave_the_mask() -> None:
     assert torch.equal(unwrap(given, mask, Unwrap(least_reach=0)).mask, mask)
 
 
+@pytest.mark.parametrize(("slope", "stays"), [(0.5, True), (1.5, False)])
+def test_a_rim_that_is_steep_leaves_the_mask_and_a_gentle_one_stays(slope: float, stays: bool) -> None:
+    given, mask, _ = steep()
+    x = torch.arange(33)[:, None, None].expand(mask.shape) - 16
+    first = 0.15 * x + torch.where(x > 8, slope * (x - 8), 0)
+    phase = torch.stack([first, 2 * first, 3 * first])
+    signal = torch.polar(torch.ones_like(phase), phase)
+    kept = unwrap(replace(given, phase_rad=signal.angle(), magnitude=signal.abs()), mask).mask
+    assert bool(kept[mask & (x <= 7)].all())
+    assert bool(kept[mask & (x > 8)].all()) if stays else not bool(kept[x > 8].any())
+
+
 def test_what_is_unreliable_amid_the_mask_stays() -> None:
     given, mask, _ = steep()
     phase, magnitude = given.phase_rad.clone(), given.magnitude.clone()
@@ -179,7 +191,7 @@ def test_wraps_that_are_left_are_counted_and_told() -> None:
     assert wraps_left(unwrapped, mask) == ([pytest.approx(6 / edges), 0.0], 7)
     given, whole, _ = steep()
     noise = torch.rand(given.phase_rad.shape, generator=torch.Generator().manual_seed(1)) * 6 - 3
-    torn = unwrap(replace(given, phase_rad=noise), whole)
+    torn = unwrap(replace(given, phase_rad=noise), whole, Unwrap(least_reach=0))
     assert "P010" in [n.code for n in torn.notices] and torn.facts["wraps_left_voxels"] > 1000
 
 
