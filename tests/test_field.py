@@ -86,6 +86,19 @@ def test_the_residual_is_high_where_an_echo_is_corrupted() -> None:
     assert float(fitted.residual[bad].min()) > 10 * float(fitted.residual[~bad].quantile(0.99))
 
 
+def test_voxels_of_a_large_residual_have_no_say_and_only_where_asked() -> None:
+    clean = scan(snr=100)
+    phase = clean.phase_rad.clone()
+    phase[1::2, 5:9, 5:9, 5:9] += 2.5
+    spoilt = replace(clean, phase_rad=phase)
+    kept, excluded = total_field(spoilt, EVERYWHERE, Fit(largest_residual=1.0)), total_field(spoilt, EVERYWHERE)
+    large = excluded.residual > 0.3
+    assert bool(large[6:8, 6:8, 6:8].any()) and not bool(large[:4].any())
+    assert float(excluded.field.sd_ppm[large].min()) > 1e3 * float(kept.field.sd_ppm[large].max())
+    assert torch.equal(excluded.field.sd_ppm[~large], kept.field.sd_ppm[~large])
+    assert excluded.facts["excluded_share"] == pytest.approx(float(large.float().mean()))
+
+
 def test_nothing_is_said_outside_the_mask_or_without_signal() -> None:
     echoes = scan(snr=50)
     mask = EVERYWHERE.clone()

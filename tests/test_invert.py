@@ -12,7 +12,7 @@ from test_classical import B0, SD, SIZE, phantom
 from models.classical import TKD
 from models.dip import DIP
 from pipeline.errors import ChironError
-from pipeline.invert import FROM_MAGNITUDE, PARAMS, chosen_methods, classical_default, invert, reference
+from pipeline.invert import FROM_MAGNITUDE, PARAMS, chosen_methods, classical_default, invert, invert_twice, reference
 from pipeline.settings import load
 from pipeline.volumes import Field, Grid, Susceptibility, bounding_box
 
@@ -125,3 +125,26 @@ def test_progress_of_the_network_is_passed_on() -> None:
     said: list[float] = []
     invert(local(), "dip", QUICK["dip"], lambda share, word: said.append(share))
     assert said[-1] == 1 and len(said) == 3
+
+
+def test_two_passes_map_the_reliable_voxels_alone_and_fill_the_holes() -> None:
+    field = local()
+    reliable = field.mask.clone()
+    reliable[8:11, 8:11, 8:11] = False
+    spoilt = replace(field, ppm=torch.where(reliable, field.ppm, field.ppm + 0.5))
+    once, twice = inverted(spoilt, "tv"), invert_twice(spoilt, reliable, "tv")
+    alone = inverted(replace(field, mask=field.mask & reliable), "tv").ppm
+    inside, hole = field.mask & reliable, field.mask & ~reliable
+    found, known = (v[inside] - v[inside].mean() for v in (twice.ppm, alone))
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-5)
+    assert float((once.ppm[inside] - once.ppm[inside].mean() - known).abs().mean()) > 0.01
+    filled = once.ppm - once.ppm[inside].mean() + twice.ppm[inside].mean()
+    torch.testing.assert_close(twice.ppm[hole], filled[hole], rtol=0, atol=1e-5)
+    assert abs(float(twice.ppm[field.mask].mean())) < 1e-6 and torch.equal(twice.mask, field.mask)
+    assert twice.facts["two_pass"]["reliable_share"] == pytest.approx(float(inside.sum() / field.mask.sum()))
+
+
+def test_two_passes_without_holes_are_one() -> None:
+    field = local()
+    for reliable in (torch.ones_like(field.mask), torch.zeros_like(field.mask)):
+        assert torch.equal(invert_twice(field, reliable, "tv").ppm, inverted(field, "tv").ppm)

@@ -69,7 +69,7 @@ def unwrap(inputs: Inputs) -> Made:
 
 
 def field(inputs: Inputs) -> Made:
-    """-> total_ppm, sd_ppm, residual (relative fit residual); facts: noise_rad, median_sd_ppm."""
+    """-> total_ppm, sd_ppm, residual (relative fit residual); facts: signal_noise, median_sd_ppm."""
     echoes, mask = inputs.echoes(("unwrap", "unwrapped_rad")), inputs.array("unwrap", "mask").bool()
     found = total_field(echoes, mask, inputs.settings.fit)
     arrays = {"total_ppm": found.field.ppm, "sd_ppm": found.field.sd_ppm, "mask": found.field.mask.to(torch.uint8)}
