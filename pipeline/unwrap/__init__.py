@@ -54,6 +54,8 @@ class Unwrapped:
 BIPOLAR_RAD = 0.15  # RMS of the linear part of the difference between echoes of either polarity; 0 when monopolar
 SMALL_PIECE = 0.01  # of the mask: pieces below it are not tied to the rest, and their turns are not known
 MANY_WRAPS = 0.001  # of all neighbours
+MANY_STEEP = 0.05  # of the mask
+MANY_UNRELIABLE = 0.1  # of the mask
 STEEP = 0.4 * np.pi  # from voxel to voxel in the first echo: where the field is that steep, one more turn looks alike
 
 
@@ -138,7 +140,8 @@ def _without_turns(first: Tensor, offset: Tensor, piece: Tensor, times: Sequence
 def _reliable(grown: romeo.Grown, inside: Tensor, params: Unwrap) -> Tensor:
     """The mask without rim voxels of low reach or steep phase, nor small pieces; islands of them within it stay.
 
-    In noise, where all edges are weak, half the median reach is asked for and no more.
+    In noise, where all edges are weak, half the median reach is asked for and no more; and where many voxels are steep,
+    as in noise or in thick slices, that says nothing of the single one.
     """
     mask = inside.cpu().numpy()
     count = np.bincount(grown.piece[mask])
@@ -146,7 +149,9 @@ def _reliable(grown: romeo.Grown, inside: Tensor, params: Unwrap) -> Tensor:
     large = count >= SMALL_PIECE * mask.sum()
     low = mask & (grown.reach < least)
     if params.least_reach > 0:
-        low |= mask & (~large[grown.piece] | _jumps(torch.from_numpy(grown.phase), inside.cpu(), STEEP).numpy())
+        steep = _jumps(torch.from_numpy(grown.phase), inside.cpu(), STEEP).numpy()
+        rare = steep.sum() <= MANY_STEEP * mask.sum()
+        low |= mask & (~large[grown.piece] | (steep if rare else False))
     outer = ndimage.binary_propagation(~mask, np.ones((3, 3, 3)), mask=~mask | low)
     return torch.from_numpy(~outer).to(inside.device)
 
@@ -156,16 +161,21 @@ def _describe(
 ) -> tuple[dict[str, Any], list[Notice]]:
     """Facts, and a notice where even the first echo, which later ones follow, is torn in many places."""
     torn, voxels = wraps_left(unwrapped, kept)
+    left_out = 1 - float(kept.sum()) / float(inside.sum())
     facts = {
         "method": params.method,
         "offset_removed": offset,
         "wraps_left": sum(torn) / len(torn),
         "wraps_left_first_echo": torn[0],
         "wraps_left_voxels": voxels,
-        "unreliable_share": 1 - float(kept.sum()) / float(inside.sum()),
+        "unreliable_share": left_out,
     }
     text = f"the first echo jumps by more than half a turn at {voxels} voxels, {100 * torn[0]:.2g} % of neighbours"
-    return facts, [Notice("P010", text)] if torn[0] > MANY_WRAPS else []
+    notices = [Notice("P010", text)] if torn[0] > MANY_WRAPS else []
+    if left_out > MANY_UNRELIABLE:
+        text = f"{100 * left_out:.0f} % of the mask was left out: no reliable way leads there"
+        notices.append(Notice("P010", text))
+    return facts, notices
 
 
 def wraps_left(unwrapped: Tensor, mask: Tensor) -> tuple[list[float], int]:
