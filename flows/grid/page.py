@@ -36,12 +36,12 @@ STEPS = {
 BEST_IS_HIGH = ("xsim", "r", "mask_dice", "brain_kept_percent")
 HEAD = """# Accuracy
 
-Made by `chiron grid` on: {machine}. One configuration ({configuration}) for all cells.
+Made by `{command}` on: {machine}. One configuration ({configuration}) for all cells.
 
 Heads are simulated, so their susceptibility is known. An anatomy is procedural (a seed) or that of a label map;
 each cell has others. Voxels of 2 mm are averages of the complex signal over voxels of 1 mm, those of 1 x 1 x 2 mm
 over 1 mm as well, so that an inversion does not meet the very discretisation that made its data; 1 mm cells are
-simulated at 1 mm, which favours every method.
+simulated at 1 mm, which favours the inversions, and leaves the field near air to ring.
 
 {cells}
 Map and truth are both referenced to their mean in the mask of evaluation. Errors in per cent, lower is better:
@@ -66,13 +66,21 @@ and in the mask that is left (local).
 
 def page(scores: Scores, configuration: str) -> str:
     """The whole page, as Markdown; `configuration` says in words which settings were used."""
-    parts = [HEAD.format(machine=machine(), configuration=configuration, cells=_cells(scores.cells))]
+    cells, command = _cells(scores.cells), _command([*scores.dipole, *scores.whole])
+    parts = [HEAD.format(command=command, machine=machine(), configuration=configuration, cells=cells)]
     if scores.dipole:
         parts += [DIPOLE, _summary(scores.dipole), "### Every cell\n", _rows(scores.dipole, COLUMNS, "method")]
     if scores.steps:
         parts += [WHOLE, "### Steps before the inversion\n", _rows(scores.steps, STEPS)]
         parts += [_summary(scores.whole), "### Every cell, whole way\n", _rows(scores.whole, COLUMNS, "method")]
     return "\n".join(parts)
+
+
+def _command(rows: Sequence[Numbers]) -> str:
+    """The command that makes these rows, label maps by whichever folder."""
+    methods = dict.fromkeys(row["method"] for row in rows if "method" in row)
+    labels = " --labels DIR" if any("label map" in row["anatomy"] for row in rows) else ""
+    return f"chiron grid{''.join(f' --method {m}' for m in methods)}{labels}"
 
 
 def _cells(cells: Mapping[str, Mapping[str, Any]]) -> str:
