@@ -66,8 +66,9 @@ def test_two_exports_of_one_scan_give_one_map(brain: Reconstructed) -> None:
     for form in ("classic", "enhanced"):
         maps.append(stage(brain, form, "invert-tv").array("chi_ppm"))
         masks.append(stage(brain, form, "background").array("mask").bool())
-    assert torch.equal(masks[0], masks[1])
-    assert pearson(maps[0], maps[1], masks[0]) > 0.999
+    both = masks[0] & masks[1]  # which rim voxels are odd may hang on the last digit of the phase
+    assert 2 * int(both.sum()) > 0.998 * int(masks[0].sum() + masks[1].sum())
+    assert pearson(maps[0], maps[1], both) > 0.999
     assert maps[0][masks[0]].std() > 0.01
 
 
