@@ -11,7 +11,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from flows.cli import execute
 from pipeline.convert import convert
