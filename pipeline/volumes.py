@@ -49,7 +49,8 @@ class Grid:
 
     @property
     def voxel_size_mm(self) -> tuple[float, float, float]:
-        x, y, z = np.linalg.norm(np.asarray(self.affine)[:3, :3], axis=0).tolist()
+        """To 10 nm: digits beyond differ from export to export, and no count of voxels in a length may follow them."""
+        x, y, z = np.linalg.norm(np.asarray(self.affine)[:3, :3], axis=0).round(5).tolist()
         return x, y, z
 
     @property

@@ -6,6 +6,7 @@ import math
 import sys
 import types
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from models.gre import Simulation, simulate_scan
 from pipeline.errors import ChironError
 from pipeline.mask import Mask, make_mask, phase_quality, read_mask
+from pipeline.mask.brain import _shading
 from pipeline.mask.shapes import closed, filled, largest, opened, resample, touching
 from pipeline.volumes import Echoes, Grid
 
@@ -87,6 +89,25 @@ def test_neither_scale_nor_shading_of_the_magnitude_matters() -> None:
     y = torch.linspace(-1, 1, scan.signal.shape[2])[:, None]
     for factor in (4000 * (0.5 + y**2), torch.exp(0.5 * y)):
         assert dice(make_mask(scanned(scan, scan.signal * factor)).mask, plain) > 0.98
+
+
+def test_the_last_digits_of_the_voxel_size_do_not_matter() -> None:
+    """Two exports of a scan may differ in them; an extent of 165 mm lies where rounding to voxels of 2 mm turns."""
+    echoes = scanned(head())
+    assert echoes.grid.shape[0] * echoes.grid.voxel_size_mm[0] == 165
+    affine = np.asarray(echoes.grid.affine)
+    for factor in (1 - 1e-7, 1 + 1e-7, 1 - 1e-5, 1 + 1e-5):
+        grid = Grid.from_affine(echoes.grid.shape, np.diag([factor, factor, 2 - factor, 1]) @ affine)
+        if abs(factor - 1) < 1e-6:
+            assert grid.voxel_size_mm == echoes.grid.voxel_size_mm and grid.affine != echoes.grid.affine
+        assert torch.equal(make_mask(replace(echoes, grid=grid)).mask, found_in_head()), factor
+
+
+def test_the_last_digits_of_the_voxel_size_do_not_change_the_shading() -> None:
+    total = scanned(head()).magnitude.norm(dim=0)
+    found = [_shading(total, (2.0 * factor, 2.0 * factor, 1.9875)) for factor in (1, 1 - 1e-5, 1 + 1e-5)]
+    assert float(found[0].std()) > 0.01
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_a_scan_without_neck_and_crown_is_masked_to_its_ends() -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from models.gre import simulate_scan
 from pipeline.background import METHODS as BACKGROUND
 from pipeline.errors import ChironError
 from pipeline.find import Scan
+from pipeline.phase import wrap
+from pipeline.quality.accuracy import pearson
 from pipeline.recipe import Inputs, Job, recipe, reconstruct, run_stage
 from pipeline.recipe import stages as module
 from pipeline.settings import load
@@ -166,6 +169,26 @@ def measured(job: Job, echoes: int = 3) -> None:
 
 def run_named(job: Job, name: str) -> Result:
     return run_stage(next(stage for stage in recipe(job.settings) if stage.name == name), job)
+
+
+def test_the_last_digits_of_the_phase_change_neither_mask_nor_map_visibly(job: Job) -> None:
+    shape, size = (58, 69, 52), (3.0, 3.1, 3.5)
+    scan = simulate_scan(shape, size, echo_times_s=(0.005, 0.012, 0.019), b0_dir=(0.1, -0.2, 1), snr=80, seed=4)
+    facts = {"grid": Grid.simple(shape, size, scan.b0_dir).json(), "echo_times_s": scan.echo_times_s, "b0_tesla": 3.0}
+    phase = scan.signal.angle()
+    digits = 4e-4 * (2 * torch.rand(phase.shape, generator=torch.Generator().manual_seed(0)) - 1)
+    maps, masks = [], []
+    for run, given in enumerate((phase, wrap(phase + digits))):
+        here = replace(changed(job, method="tv"), folder=job.folder / str(run))
+        echoes = Made({"magnitude": scan.signal.abs(), "phase_rad": given}, facts=facts)
+        here.work.write("convert", "simulated", echoes, {"stage": "convert"})
+        made = {name: run_named(here, name) for name in ("mask", "unwrap", "field", "background", "invert-tv")}
+        maps.append(made["invert-tv"].array("chi_ppm"))
+        masks.append(made["background"].array("mask").bool())
+    both = masks[0] & masks[1]
+    assert not torch.equal(maps[0], maps[1]) and both.sum() > 0.9 * scan.head.brain.sum()
+    assert 2 * int(both.sum()) > 0.9995 * int(masks[0].sum() + masks[1].sum())
+    assert pearson(maps[0], maps[1], both) > 0.9995
 
 
 def test_images_beside_the_map_are_made_of_real_echoes(job: Job) -> None:

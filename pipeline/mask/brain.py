@@ -21,6 +21,7 @@ from pipeline.mask.shapes import closed, filled, largest, opened, pieces, regrow
 from pipeline.volumes import Echoes
 
 GRID_MM = 2.0
+TIE = 0.1  # voxels: round sizes, an odd number of 1 or 3 mm, do not come to lie where rounding turns
 SURROUNDINGS_MM = 10.0  # Gaussian sigma over which tissue is compared
 BRIGHTEST = 1.5  # times its surroundings: more is fat or inflow
 SLOWEST = 0.45  # times the R2* of the brain: less is cerebrospinal fluid
@@ -62,7 +63,7 @@ def tissue(echoes: Echoes, quality: Tensor, threshold: float, bridge_mm: float, 
 def _prepare(echoes: Echoes, quality: Tensor) -> tuple[Maps, Tensor]:
     """The maps on voxels of about `GRID_MM`, and the foreground."""
     sizes = echoes.grid.voxel_size_mm
-    shape = [max(1, round(n * size / GRID_MM)) for n, size in zip(echoes.grid.shape, sizes, strict=True)]
+    shape = [max(1, round(n * size / GRID_MM + TIE)) for n, size in zip(echoes.grid.shape, sizes, strict=True)]
     x, y, z = (n * size / m for n, size, m in zip(echoes.grid.shape, sizes, shape, strict=True))
     voxel = (x, y, z)
     magnitude, quality = resample(echoes.magnitude, shape), resample(quality, shape)
@@ -76,10 +77,12 @@ def _prepare(echoes: Echoes, quality: Tensor) -> tuple[Maps, Tensor]:
 
 
 def _shading(magnitude: Tensor, voxel: tuple[float, float, float]) -> Tensor:
-    """The slow shading of the coils by N4 (Tustison 2010, doi 10.1109/TMI.2010.2046908), on voxels of about 8 mm."""
+    """The slow shading of the coils by N4 (Tustison 2010, doi 10.1109/TMI.2010.2046908), on voxels of about 8 mm.
+
+    N4 is told no voxel size: its splines span the volume whatever that is, and would follow its last digits.
+    """
     array = magnitude.cpu().numpy()
     image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing([float(size) for size in reversed(voxel)])
     counts = zip(voxel, magnitude.shape, strict=True)
     factors = [max(1, min(round(8 / size), n // 8)) for size, n in counts]
     small = SimpleITK.Shrink(image, factors[::-1])

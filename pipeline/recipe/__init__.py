@@ -42,7 +42,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
     methods = chosen_methods(settings)
     return (
         Stage("convert", 1, (), ("acquisition", "phase"), stages.convert, "reading the images"),
-        Stage("mask", 2, ("convert",), ("mask",), stages.mask, "finding the brain"),
+        Stage("mask", 3, ("convert",), ("mask",), stages.mask, "finding the brain"),
         Stage("unwrap", 3, ("convert", "mask"), ("unwrap",), stages.unwrap, "unwrapping the phase"),
         Stage("field", 3, ("convert", "unwrap"), ("fit",), stages.field, "fitting the field"),
         Stage(
