@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_background import CASES, SD, Scene, rms, scene
 from torch import Tensor
+from torch.nn.functional import avg_pool3d
 
 from models.classical import TFI, TV, tfi, tv
 from models.classical.admm import Minimum
@@ -140,3 +141,22 @@ def test_chi_of_the_total_field_is_that_part_of_it() -> None:
     torch.testing.assert_close(tfi(field, s.mask / SD, dipole(s), TFI()), found.chi_ppm)
     left = dipole(s, 1.0).forward(torch.where(s.mask, found.chi_ppm, 0)) - s.inside
     assert rms(left, s.mask) < 0.3 * rms(s.inside, s.mask)
+
+
+@pytest.mark.parametrize("case", OBLIQUE)
+def test_what_the_rim_gets_wrong_stays_there_where_voxels_are_large(case: Any) -> None:
+    s = scene(*case)
+    rim, deep = s.mask & ~eroded(s.mask, 3), eroded(s.mask, 7)
+    field = torch.where(s.mask, s.inside + s.outside + noise(s, SD), 0)
+    spread = []
+    for factor in (1.0, 4.0):
+        x, y, z = (factor * size for size in s.grid.voxel_size_mm)
+        enlarged = Dipole(s.mask.shape, (x, y, z), s.grid.b0_dir, padding=0.04)
+        right, wrong = (separate(f, s.mask / SD, enlarged, TFI()) for f in (field, field + 0.05 * rim))
+        spread.append(rms(wrong.harmonic_ppm - right.harmonic_ppm, deep))
+    assert spread[1] < 0.6 * spread[0]
+
+
+def eroded(mask: Tensor, width: int) -> Tensor:
+    """The voxels whose cube of `width` voxels lies in the mask."""
+    return avg_pool3d(mask[None].float(), width, 1, width // 2)[0] > 0.999

@@ -8,6 +8,7 @@ Milovic 2018, doi 10.1002/mrm.27073; Milovic 2019, doi 10.1002/mrm.27483).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ STEP_PPM = 0.012  # threshold of the shrinkage; with COUPLING it sets the speed,
 COUPLING = 0.15  # penalty of D chi + h = z, over the mean squared weight
 STIFFNESS = 0.02  # penalty of the split Laplacian of h, over the mean squared weight
 RINGING = 0.02  # response of a smoothing by 1 2 1 at which ringing of the size of the noise costs as much as noise
+STENCIL_MM = 3.3  # diagonal of a voxel at which half of the Laplacian beside the rim is forgiven
 PERIOD = 5  # iterations from one weighing of misfits and edges to the next
 
 DataStep = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -121,7 +123,8 @@ class Harmonic:
 
     def __init__(self, dipole: Dipole, *, strength: float = float("inf"), whole: bool = False) -> None:
         self.laplacian, self.shape, self.whole = laplacian_spectrum(dipole), dipole.padded, whole
-        self.forgiven = STIFFNESS / (STIFFNESS + strength)
+        self.deep = STIFFNESS / (STIFFNESS + strength)  # share of the Laplacian that is forgiven
+        self.beside = 1 / (1 + (STENCIL_MM / math.hypot(*dipole.voxel_size_mm)) ** 6) if whole else self.deep
         cost = (_smoothing(dipole) / RINGING) ** 2 if whole else torch.full_like(self.laplacian, float("inf"))
         self.band = 1 / (1 + COUPLING / cost)  # of the data that is not left to ringing
         self.share = COUPLING * self.band / (COUPLING * self.band + STIFFNESS * self.laplacian**2 + 1e-30)
@@ -129,7 +132,10 @@ class Harmonic:
 
     def begin(self, unexplained: Tensor, inside: Tensor, mu_d: float, mu_h: float) -> None:
         """Take the first field, where the mask is, and the penalties."""
-        self.inside, self.mu_d, self.mu_h = inside, mu_d, mu_h
+        self.mu_d, self.mu_h = mu_d, mu_h
+        self.forgiven = torch.ones(inside.shape, device=inside.device, dtype=self.laplacian.dtype)
+        self.forgiven[inside] = self.beside
+        self.forgiven[_interior(inside)] = self.deep
         self.norm = mu_d * self.band + mu_h * self.laplacian**2
         self.norm[0, 0, 0] = mu_d
         self.spectrum = self.h = unexplained if self.whole else torch.zeros_like(unexplained)
@@ -138,7 +144,7 @@ class Harmonic:
     def explain(self, seen: Tensor) -> Tensor:
         """The part of the data `seen` (times mu_d) that is left to chi, once h and ringing have taken their own."""
         self.dual += torch.fft.irfftn(self.laplacian * self.h, s=self.shape)
-        split = torch.where(self.inside, self.dual * self.forgiven, self.dual)
+        split = self.dual * self.forgiven
         self.dual -= split
         self.seen, believed = seen, self.band * seen
         self.known = torch.fft.rfftn(split.sub_(self.dual)).mul_(self.mu_h * self.laplacian).add_(believed)

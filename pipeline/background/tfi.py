@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,15 @@ from pipeline.volumes import Field
 
 PADDING = 0.04  # share of each size that is added; periodic images of the head are background, too
 RIM_MM = 4.0
+LARGE_MM = 3.3  # voxel size along an axis beyond which the first and last ones along it spoil the map
 
 
 def tfi(total: Field, params: TFI) -> tuple[Field, dict[str, Any]]:
     """Chi and the background are fitted together (`models.classical.tfi`); the field less the background is local.
 
     Nothing is eroded but what fits no chi: voxels near the rim whose misfit is far beyond noise, and their neighbours.
-    Deep inside they stay, with a standard deviation as large as their misfit.
+    Deep inside they stay, with a standard deviation as large as their misfit. Of large voxels the outermost are taken
+    off as well, once they have had their part in the fit: they lie partly outside.
     """
     voxel, mask = total.grid.voxel_size_mm, total.mask
     dipole = Dipole(
@@ -32,7 +35,9 @@ def tfi(total: Field, params: TFI) -> tuple[Field, dict[str, Any]]:
     found = separate(total.ppm, weight, dipole, params)
     distrust = torch.where(mask, weight / found.weight.clamp_min(1e-12), 1).clamp_min(1)
     odd = _with_neighbours(distrust > 1.001) & (depth_mm(mask, voxel, RIM_MM + max(voxel)) <= RIM_MM)
-    kept = replace(total, ppm=total.ppm - found.harmonic_ppm, sd_ppm=total.sd_ppm * distrust, mask=mask & ~odd)
+    step = [1.0 if size > LARGE_MM else math.inf for size in voxel]
+    left = mask & ~odd & (depth_mm(mask, step, 2) > 1)
+    kept = replace(total, ppm=total.ppm - found.harmonic_ppm, sd_ppm=total.sd_ppm * distrust, mask=left)
     return kept, {"iterations": found.iterations, "odd_voxels": int((odd & mask).sum())}
 
 
