@@ -17,7 +17,7 @@ from pipeline.volumes import Field
 
 PADDING = 0.04  # share of each size that is added; periodic images of the head are background, too
 RIM_MM = 4.0
-LARGE_MM = 3.3  # voxel size along an axis beyond which the first and last ones along it spoil the map
+LARGE_MM = 5.7  # diagonal of a voxel, 3.3 mm along each axis, beyond which the outermost ones spoil the map
 
 
 def tfi(total: Field, params: TFI) -> tuple[Field, dict[str, Any]]:
@@ -35,8 +35,9 @@ def tfi(total: Field, params: TFI) -> tuple[Field, dict[str, Any]]:
     found = separate(total.ppm, weight, dipole, params)
     distrust = torch.where(mask, weight / found.weight.clamp_min(1e-12), 1).clamp_min(1)
     odd = _with_neighbours(distrust > 1.001) & (depth_mm(mask, voxel, RIM_MM + max(voxel)) <= RIM_MM)
-    step = [1.0 if size > LARGE_MM else math.inf for size in voxel]
-    left = mask & ~odd & (depth_mm(mask, step, 2) > 1)
+    left = mask & ~odd
+    if math.hypot(*voxel) > LARGE_MM:
+        left &= depth_mm(mask, (1, 1, 1), 2) > 1
     kept = replace(total, ppm=total.ppm - found.harmonic_ppm, sd_ppm=total.sd_ppm * distrust, mask=left)
     return kept, {"iterations": found.iterations, "odd_voxels": int((odd & mask).sum())}
 
