@@ -63,6 +63,7 @@ class Found:
 
     chi_ppm: Tensor
     facts: dict[str, Any]
+    uncertainty_ppm: Tensor | None = None
 
 
 SCALE_PPM = 0.05  # one unit of the network's output; about the spread of chi in the brain

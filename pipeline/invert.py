@@ -91,18 +91,28 @@ def invert(
         dtype=field.dtype,
     )
     facts: dict[str, Any] = {"parameters": asdict(params)}
+    uncertainty = None
     if method == "dip":
         found = dip.reconstruct(field, weight, dipole, params, progress)
-        chi, facts = found.chi_ppm, {**facts, **found.facts}
+        chi, uncertainty, facts = found.chi_ppm, found.uncertainty_ppm, {**facts, **found.facts}
     else:
         extra = {"magnitude": magnitude[box]} if magnitude is not None and method in FROM_MAGNITUDE else {}
         chi = CLASSICAL[method](field, weight, dipole, params, **extra)
     if not bool(torch.isfinite(chi).all()):
         raise ChironError("M001", f"{method} left values that are not finite", "a finite map")
     chi, facts["reference"] = reference(chi, mask)
-    whole = torch.zeros(given.grid.shape, device=chi.device, dtype=chi.dtype)
-    whole[box] = chi
-    return Susceptibility(whole, given.mask, given.grid, method, facts)
+    return Susceptibility(
+        _whole(chi, given, box), given.mask, given.grid, method, facts, _whole(uncertainty, given, box)
+    )
+
+
+def _whole(cropped: Tensor | None, given: Field, box: tuple[slice, slice, slice]) -> Tensor | None:
+    """The volume of the whole grid, zero outside the box."""
+    if cropped is None:
+        return None
+    whole = torch.zeros(given.grid.shape, device=cropped.device, dtype=cropped.dtype)
+    whole[box] = torch.where(given.mask[box], cropped, 0)
+    return whole
 
 
 def invert_twice(given: Field, reliable: Tensor, method: str, **options: Any) -> Susceptibility:
@@ -120,7 +130,10 @@ def invert_twice(given: Field, reliable: Tensor, method: str, **options: Any) ->
     chi, centre = reference(chi, given.mask)
     centre["mean_ppm"] += filled.facts["reference"]["mean_ppm"]
     facts = {**sound.facts, "reference": centre, "two_pass": {"reliable_share": float(inside.sum() / given.mask.sum())}}
-    return replace(filled, ppm=chi, facts=facts)
+    uncertainty = filled.uncertainty_ppm
+    if uncertainty is not None and sound.uncertainty_ppm is not None:
+        uncertainty = torch.where(inside, sound.uncertainty_ppm, uncertainty)
+    return replace(filled, ppm=chi, facts=facts, uncertainty_ppm=uncertainty)
 
 
 def reference(chi: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:

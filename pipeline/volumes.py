@@ -101,13 +101,17 @@ class Field:
 
 @dataclass(frozen=True)
 class Susceptibility:
-    """A susceptibility map (X, Y, Z) in ppm, zero outside its mask, and what the method says of how it was found."""
+    """A susceptibility map (X, Y, Z) in ppm, zero outside its mask, and what the method says of how it was found.
+
+    `uncertainty_ppm` (X, Y, Z) is the standard deviation that a method gives to its own map, where it gives one.
+    """
 
     ppm: Tensor
     mask: Tensor
     grid: Grid
     method: str
     facts: dict[str, Any]
+    uncertainty_ppm: Tensor | None = None
 
 
 def ppm_per_rad(echo_time_s: float, b0_tesla: float) -> float:
