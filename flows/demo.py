@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from torch import Tensor
 
 from models.gre import simulate_scan
@@ -23,7 +24,7 @@ SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 1.0, 6.0
 
 @dataclass(frozen=True)
 class Simulated:
-    """Where a simulated scan lies: the export, the true susceptibility (ppm) and the tissue labels."""
+    """Where a simulated scan lies: the export, the true susceptibility (ppm), the true brain and the tissue labels."""
 
     folder: Path
 
@@ -34,6 +35,10 @@ class Simulated:
     @property
     def truth(self) -> Path:
         return self.folder / "true_Chimap.nii.gz"
+
+    @property
+    def brain(self) -> Path:
+        return self.folder / "true_desc-brain_mask.nii.gz"
 
     @property
     def labels(self) -> Path:
@@ -52,11 +57,12 @@ def simulate(folder: Path, vendor: str, voxel_size_mm: float, seed: int) -> Simu
             "X002", f"voxels of {voxel_size_mm:g} mm", f"{SMALLEST_VOXEL_MM:g} to {LARGEST_VOXEL_MM:g} mm"
         )
     made = Simulated(folder / f"{vendor}-{voxel_size_mm:g}mm-seed{seed}")
-    if made.folder.is_dir():
+    if made.brain.is_file():
         return made
     aside = Simulated(folder / f".{made.folder.name}")
     try:
-        shutil.rmtree(aside.folder, ignore_errors=True)
+        for old in (aside.folder, made.folder):
+            shutil.rmtree(old, ignore_errors=True)
         aside.folder.mkdir(parents=True)
         _write(aside, vendor, voxel_size_mm, seed)
         aside.folder.rename(made.folder)
@@ -72,6 +78,7 @@ def _write(made: Simulated, vendor: str, voxel_size_mm: float, seed: int) -> Non
     grid = Grid.simple(shape, size)
     write_export(scan.signal, grid, ECHO_TIMES_S, scan.b0_tesla, made.export, vendor=vendor, seed=seed)  # type: ignore[arg-type]
     _save(scan.head.chi_ppm, grid, made.truth)
+    _save(scan.head.brain.to(torch.int16), grid, made.brain)
     _save(scan.head.labels, grid, made.labels)
 
 

@@ -128,13 +128,14 @@ def checks(found: Iterable[Check], out: Console) -> int:
 
 
 def metrics(methods: Mapping[str, Mapping[str, Any]], out: Console) -> None:
-    """Accuracy of each method against the truth."""
+    """Accuracy of each method against the truth, in the mask as far as it lies in the true brain."""
     table = Table("method", "NRMSE (%)", "XSIM", "r")
     for method, numbers in methods.items():
         table.add_row(
             method, *(f"{numbers[name]:.{digits}f}" for name, digits in (("nrmse", 1), ("xsim", 3), ("r", 3)))
         )
     out.print(table)
+    out.print("Scored in the mask of the map, as far as it lies in the true brain.")
 
 
 def settings_toml() -> str:

@@ -397,6 +397,25 @@ def test_measure_puts_the_numbers_together(tmp_path: Path) -> None:
     assert facts["verdict"]["level"] == "check" and "ml" in facts["verdict"]["reasons"][0]  # a mask of 5 ml
 
 
+def test_accuracy_is_that_in_the_true_brain_where_it_is_known(tmp_path: Path) -> None:
+    grid, chi = oblique(), smooth(0)
+    brain = torch.arange(SHAPE[0])[:, None, None].expand(SHAPE) > SHAPE[0] // 2
+    done = stages(tmp_path / "work", {"rts": chi}, grid)
+    truth = save(tmp_path / "true_Chimap.nii", torch.where(brain, chi + 5, 9.4), grid, "LPS")
+
+    def measured() -> Made:
+        return measure(done, "rts", "rts", truth, torch.device("cpu"))
+
+    everywhere = measured()
+    save(tmp_path / "true_desc-brain_mask.nii", brain.to(torch.int16), grid, "SLA")
+    inside = measured()
+    (before,), (after,) = (made.facts["methods"].values() for made in (everywhere, inside))
+    assert before["nrmse"] > 50 and after["nrmse"] == pytest.approx(0, abs=1e-3) and after["xsim"] > 0.999
+    scored = brain & done["background"].array("mask").bool()
+    assert float(inside.arrays["truth_ppm"][scored].mean()) == pytest.approx(0, abs=1e-6)
+    assert after["spread_ppm"] == before["spread_ppm"]  # what needs no truth is that of the whole mask
+
+
 def test_without_a_truth_there_are_no_errors(tmp_path: Path) -> None:
     made = measure(stages(tmp_path, {"rts": smooth(0)}, oblique()), "rts", "rts", None, torch.device("cpu"))
     assert made.facts["truth"] is False and not made.arrays

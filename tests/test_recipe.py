@@ -337,6 +337,18 @@ def test_the_truth_counts_for_the_quality_alone(job: Job, calls: list[str], tmp_
     assert calls == ["quality"]
 
 
+def test_where_the_true_brain_is_counts_as_well(job: Job, calls: list[str], tmp_path: Path) -> None:
+    known = replace(job, truth=tmp_path / "true_Chimap.nii")
+    (tmp_path / "true_Chimap.nii").write_bytes(b"a")
+    reconstruct(known)
+    for content in (b"b", b"c"):
+        calls.clear()
+        (tmp_path / "true_desc-brain_mask.nii").write_bytes(content)
+        reconstruct(known)
+        reconstruct(known)
+        assert calls == ["quality"]
+
+
 def test_a_job_is_read_back_as_it_was_and_is_private(job: Job, tmp_path: Path) -> None:
     full = replace(changed(job, "tv.strength=3", "dip.channels=[2, 4]"), truth=tmp_path / "truth.nii")
     for each in (job, full):

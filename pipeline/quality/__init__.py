@@ -14,12 +14,13 @@ from pipeline.quality.accuracy import (
     xsim,
 )
 from pipeline.quality.plausibility import beyond_share, data_consistency, rim_energy, streak_index
-from pipeline.quality.stage import evaluate, measure, read_truth
+from pipeline.quality.stage import brain_beside, evaluate, measure, read_truth
 from pipeline.quality.verdict import CHECKS, judge
 
 __all__ = [
     "CHECKS",
     "beyond_share",
+    "brain_beside",
     "calcification",
     "data_consistency",
     "dnrmse",

@@ -75,15 +75,19 @@ def measure(done: Mapping[str, Result], primary: str, classical: str, truth: Pat
     """Facts: "methods" (numbers of each map), "acquisition", "verdict", "primary" (the map to publish), "truth" (bool).
 
     Where the `primary` map is not finite or flat, and the `classical` one is sound, that one takes its place, with the
-    notice M001 and a verdict that says so. The truth is referenced like the maps, to its mean in their mask, and handed
-    on as `truth_ppm`. X002 where it does not lie on the scan's voxels.
+    notice M001 and a verdict that says so. Accuracy is that in the mask and, where `brain_beside` the truth tells it,
+    in the true brain: map and truth are both referenced to their mean there, and the truth is handed on as `truth_ppm`.
+    X002 where it does not lie on the scan's voxels.
     """
     grid = Grid.from_json(done["convert"].facts["grid"])
     mask = done["background"].array("mask", device).bool()
-    true = read_truth(truth, grid).to(device) if truth else None
-    if true is not None:
-        true -= true[mask].mean()
-    methods = _methods(done, classical, grid, mask, true)
+    true, scored = None, mask
+    if truth:
+        true = read_truth(truth, grid).to(device)
+        brain = brain_beside(truth)
+        scored = mask & (read_truth(brain, grid).to(device) > 0.5) if brain else mask
+        true -= true[scored].mean()
+    methods = _methods(done, classical, grid, mask, true, scored)
     acquisition = _acquisition(done, grid, mask)
     published = _published(methods, primary, classical)
     verdict, notices = judge({**acquisition, **methods[published]}), []
@@ -101,6 +105,12 @@ def measure(done: Mapping[str, Result], primary: str, classical: str, truth: Pat
         "truth": true is not None,
     }
     return Made({} if true is None else {"truth_ppm": true.float()}, facts=facts, notices=notices)
+
+
+def brain_beside(truth: Path) -> Path | None:
+    """`..._desc-brain_mask` beside a truth `..._Chimap`: where the true brain is; None where there is no such file."""
+    file = truth.with_name(truth.name.replace("_Chimap", "_desc-brain_mask"))
+    return file if file != truth and file.is_file() else None
 
 
 def read_truth(path: Path, grid: Grid) -> Tensor:
@@ -125,9 +135,9 @@ def read_truth(path: Path, grid: Grid) -> Tensor:
 
 
 def _methods(
-    done: Mapping[str, Result], classical: str, grid: Grid, mask: Tensor, truth: Tensor | None
+    done: Mapping[str, Result], classical: str, grid: Grid, mask: Tensor, truth: Tensor | None, scored: Tensor
 ) -> dict[str, Numbers]:
-    """The numbers of each map: alone, beside the classical one and, where there is one, beside the truth."""
+    """The numbers of each map: alone, beside the classical one and, where there is a truth, beside that in `scored`."""
     box = _bounding_box(mask)
     local = done["background"].array("local_ppm", mask.device)[box].float()
     sd = done["field"].array("sd_ppm", mask.device)[box].float()
@@ -150,7 +160,9 @@ def _methods(
         if classical in maps and name != classical:
             found["classical_correlation"] = accuracy.pearson(chi, maps[classical], mask)
             found["classical_difference_ppm"] = float((chi - maps[classical])[mask].double().square().mean().sqrt())
-        methods[name] = _plain(found | (evaluate(chi, truth, mask) if truth is not None else {}))
+        if truth is not None:
+            found |= evaluate(chi - chi[scored].mean(), truth, scored)
+        methods[name] = _plain(found)
     return methods
 
 

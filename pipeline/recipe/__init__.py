@@ -17,6 +17,7 @@ import pipeline
 from pipeline.device import peak_memory_bytes, pick_device
 from pipeline.errors import ChironError
 from pipeline.invert import FROM_TOTAL, chosen_methods
+from pipeline.quality import brain_beside
 from pipeline.recipe import stages
 from pipeline.recipe.job import Inputs, Job, Progress
 from pipeline.settings import Settings
@@ -47,7 +48,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
         Stage("field", 3, ("convert", "unwrap"), ("fit",), stages.field, "fitting the field"),
         Stage(
             "background",
-            2,
+            3,
             ("convert", "field"),
             ("background", settings.background.method),
             stages.background,
@@ -57,7 +58,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
         *(
             Stage(
                 f"invert-{m}",
-                4,
+                5,
                 _before_inversion(m, settings),
                 ("device", "reference", m),
                 partial(stages.invert, m),
@@ -66,7 +67,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
             for m in methods
         ),
         Stage("swi", 1, ("convert", "mask", "field", "background"), ("swi",), stages.swi, "weighting by chi"),
-        Stage("quality", 1, _before_quality(methods), ("method",), stages.quality, "measuring quality"),
+        Stage("quality", 2, _before_quality(methods), ("method",), stages.quality, "measuring quality"),
     )
 
 
@@ -128,7 +129,8 @@ def _key(stage: Stage, job: Job, done: Mapping[str, Result]) -> str:
         key["mask"] = _mask_digest(Path(job.settings.mask.file))
     if stage.name == "quality":
         key["methods"] = chosen_methods(job.settings)
-        key["truth"] = file_digest(job.truth) if job.truth else None
+        compared = (job.truth, brain_beside(job.truth)) if job.truth else ()
+        key["truth"] = [file_digest(file) for file in compared if file]
     return digest(key)
 
 

@@ -114,7 +114,10 @@ def comparisons(found: Found) -> list[Comparison]:
     measured: dict[str, dict[str, Any]] = found.facts("quality").get("methods") or {}
     named = {name for values in measured.values() for name in values} - {*UNSAID, *ACCURACY}
     plausible = {**PLAUSIBILITY, **{name: _unknown(name) for name in sorted(named - PLAUSIBILITY.keys())}}
-    accurate = "The best of a row is in bold. Errors reward smooth maps: look at XSIM and at the difference too."
+    accurate = (
+        "In the mask of the map, as far as it lies in the true brain. The best of a row is in bold. "
+        "Errors reward smooth maps: look at XSIM and at the difference too."
+    )
     tables = [
         _comparison(found, measured, "The map", "No truth is needed for these.", plausible),
         _comparison(found, measured, "Accuracy against the truth", accurate, ACCURACY),

@@ -167,11 +167,11 @@ def _truth(found: Found) -> Iterator[_Volume]:
     truth, chi, mask = found.array("quality", "truth_ppm"), found.chi(found.primary), found.final
     if truth is None or mask is None or not mask.any():
         return
-    truth = truth - truth[mask].mean()
-    note = "Known because this scan is simulated; referenced to its mean in the mask."
+    note = "Known because this scan is simulated; referenced to its mean in the mask and the true brain."
     yield _Volume("True χ", note, CHI, truth, mask)
     if chi is not None:
-        error = chi - chi[mask].mean() - truth
+        error = chi - truth
+        error = error - np.median(error[mask])
         yield _Volume("Error: χ − truth", "Red: the published map is too high.", DIFFERENCE, error, mask)
 
 
