@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -13,6 +15,7 @@ TYPICAL_S = {"convert": 1.0, "mask": 2.0, "unwrap": 1.5, "background": 2.0, "qua
 TYPICAL_S |= {"invert-rts": 1.0, "invert-tv": 2.0, "invert-nltv": 3.5, "invert-medi": 4.0, "invert-tfi": 2.0}
 TYPICAL_S |= {"invert-dip": 100.0}
 OTHER_S = 0.5
+LINE_EVERY_S = 30.0
 
 
 class Watcher(Protocol):
@@ -60,29 +63,61 @@ class Forecast:
         """`name` has run for `seconds` and is done by `share`."""
         running = self.left.get(name, 0.0)
         pace = (self.spent + seconds) / max(self.typical + share * running, 0.1) if self.typical else 1.0
-        rest = seconds * (1 - share) / share if share > 0.02 else max(running * pace - seconds, 0.0)
+        usual = max(running * pace - seconds, 0.0)
+        telling = share > 0.02 or (share > 0 and not usual)  # the first percent tell more than a guess that ran out
+        rest = seconds * (1 - share) / share if telling else usual
         return rest + pace * sum(s for other, s in self.left.items() if other != name)
 
 
-class Lines(Silent):
-    """One line a stage."""
+class _Timed(Silent):
+    """Keeps the time of the running stage."""
+
+    def __init__(self, stages: list[str]) -> None:
+        self.forecast = Forecast(stages)
+        self.name, self.title, self.share = "", "", 0.0
+        self.started = self.turned = self.said = time.monotonic()
+
+    def began(self, name: str, title: str) -> None:
+        self.name, self.title, self.share = name, title, 0.0
+        self.started = self.turned = self.said = time.monotonic()
+
+    def ended(self, name: str) -> None:
+        self.forecast.done(name, time.monotonic() - self.started)
+
+    def left(self, share: float) -> str:
+        """What is left of the scan, in words; a share that falls is a further pass, which is timed anew."""
+        now = time.monotonic()
+        self.turned = now if share < self.share else self.turned
+        self.share = share
+        seconds = self.forecast.seconds_left(self.name, share, now - self.turned)
+        return f"about {_duration(seconds)} left" if seconds >= 1 else ""
+
+
+class Lines(_Timed):
+    """One line a stage, and one every half minute of a long one."""
 
     def __init__(self, console: Console, label: str, stages: list[str]) -> None:
+        super().__init__(stages)
         self.console = console
         self.console.print(label, highlight=False)
 
-    def began(self, name: str, title: str) -> None:
-        self.title, self.started = title, time.monotonic()
+    def moved(self, share: float, word: str) -> None:
+        left, now = self.left(share), time.monotonic()
+        if now - self.said >= LINE_EVERY_S:
+            self.said = now
+            doing = ", ".join(text for text in (f"{100 * share:.0f} %", word, left) if text)
+            self.console.print(f"  {self.title:26} {doing}", highlight=False)
 
     def ended(self, name: str) -> None:
+        super().ended(name)
         self.console.print(f"  {self.title:26} {time.monotonic() - self.started:7.1f} s", highlight=False)
 
 
-class Bar:
+class Bar(_Timed):
     """One bar a scan: what it is doing, how far it is, how long it still takes."""
 
     def __init__(self, console: Console, label: str, stages: list[str]) -> None:
-        self.forecast = Forecast(stages)
+        super().__init__(stages)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -91,21 +126,17 @@ class Bar:
         )
         self.progress = Progress(*columns, console=console, transient=True)
         self.row = self.progress.add_task(label, total=1.0, left="")
-        self.label, self.name, self.title, self.started = label, "", "", time.monotonic()
+        self.label = label
         self.progress.start()
 
     def began(self, name: str, title: str) -> None:
-        self.name, self.title, self.started = name, title, time.monotonic()
+        super().began(name, title)
         self.moved(0.0, "")
 
     def moved(self, share: float, word: str) -> None:
-        left = self.forecast.seconds_left(self.name, share, time.monotonic() - self.started)
         doing = f"{self.label}  {self.title}{', ' + word if word else ''}"
-        shown = f"about {_duration(left)} left" if left >= 1 else ""
-        self.progress.update(self.row, completed=self.forecast.share(self.name, share), description=doing, left=shown)
-
-    def ended(self, name: str) -> None:
-        self.forecast.done(name, time.monotonic() - self.started)
+        done = self.forecast.share(self.name, share)
+        self.progress.update(self.row, completed=done, description=doing, left=self.left(share))
 
     def close(self) -> None:
         self.progress.stop()
@@ -114,6 +145,18 @@ class Bar:
 def watch(console: Console, label: str, stages: list[str]) -> Bar | Lines:
     """A bar where a person looks on, else lines."""
     return (Bar if console.is_terminal else Lines)(console, label, stages)
+
+
+@contextmanager
+def watching(console: Console, name: str, title: str) -> Iterator[Callable[[float, str], None]]:
+    """Show one stage alone; yields what is told how far it is."""
+    shown = watch(console, name, [name])
+    try:
+        shown.began(name, title)
+        yield shown.moved
+        shown.ended(name)
+    finally:
+        shown.close()
 
 
 def _duration(seconds: float) -> str:
