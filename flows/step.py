@@ -27,6 +27,7 @@ from pipeline.errors import ChironError
 from pipeline.field import total_field
 from pipeline.invert import FROM_MAGNITUDE, FROM_TOTAL, chosen_methods, invert
 from pipeline.mask import make_mask
+from pipeline.recipe.job import Progress
 from pipeline.settings import Settings
 from pipeline.unwrap import unwrap
 from pipeline.volumes import Echoes, Field, Grid
@@ -35,15 +36,17 @@ from pipeline.work import disk_error
 SMALLEST_NOISE_PPM = 1e-4  # of a field that is free of noise: no scanner measures better
 
 
-def run_step(stage: str, source: Path, target: Path, settings: Settings) -> list[str]:
+def run_step(
+    stage: str, source: Path, target: Path, settings: Settings, progress: Progress = lambda share, word: None
+) -> list[str]:
     """Run one stage on the artefacts in `source`; returns the names of those it wrote to `target`.
 
-    Raises X002 where the stage is unknown or an artefact is missing or not what it should be, E011 where grids differ,
-    P006 where values are not finite.
+    `progress` is told how far an inversion is. Raises X002 where the stage is unknown or an artefact is missing or not
+    what it should be, E011 where grids differ, P006 where values are not finite.
     """
     if stage not in STAGES:
         raise ChironError("X002", f"the stage {stage!r}", " or ".join(STAGES))
-    found = Artefacts(source, pick_device(settings.device))
+    found = Artefacts(source, pick_device(settings.device), progress)
     made = STAGES[stage](found, settings)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -70,10 +73,11 @@ def overrides(source: Path, words: Iterable[str], method: str | None) -> list[st
 
 @dataclass(frozen=True)
 class Artefacts:
-    """The files of a folder, as tensors on one grid."""
+    """The files of a folder, as tensors on one grid; and where to say how far the step is."""
 
     folder: Path
     device: torch.device
+    progress: Progress = lambda share, word: None
 
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.nii.gz").is_file()
@@ -209,7 +213,7 @@ def _chi(field: Field, found: Artefacts, settings: Settings) -> Tensor:
     magnitude = None
     if method in FROM_MAGNITUDE and found.has("magnitude"):
         magnitude = _by_echo(found.volume("magnitude")).norm(dim=0)
-    return invert(field, method, getattr(settings, method), magnitude=magnitude).ppm
+    return invert(field, method, getattr(settings, method), found.progress, magnitude=magnitude).ppm
 
 
 def _given_field(found: Artefacts, name: str) -> Field:

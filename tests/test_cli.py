@@ -181,6 +181,8 @@ def test_an_interrupt_ends_with_130(
         (["--phase-range", "0-4095"], {"phase.range": "0-4095"}),
         (["--phase-sign", "-"], {"phase.sign": "-"}),
         (["--mask", "/a folder/mask.nii.gz"], {"mask.file": "/a folder/mask.nii.gz"}),
+        (["--max-seconds", "90"], {"dip.seconds": 90.0}),
+        (["--set", "dip.seconds=5", "--max-seconds", "1.5"], {"dip.seconds": 1.5}),
     ],
 )
 def test_each_option_changes_its_setting_and_no_other(
@@ -189,6 +191,23 @@ def test_each_option_changes_its_setting_and_no_other(
     assert execute(["run", *folders(tmp_path), *words]) == 0
     before, after = flat(load().model_dump(mode="json")), flat(ran.settings[0].model_dump(mode="json"))
     assert {name: value for name, value in after.items() if before[name] != value} == changed
+
+
+@pytest.mark.parametrize("command", [["run", "IN", "OUT"], ["step", "dipole", "IN", "OUT"]], ids=["run", "step"])
+@pytest.mark.parametrize("seconds", ["-1", "soon", "nan", "inf", "1e9", ""])
+def test_a_time_that_is_none_is_refused_by_its_code(
+    command: list[str],
+    seconds: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "IN").mkdir()
+    assert execute([*command, "--max-seconds", seconds]) == CATALOGUE["X001"].exit
+    said = capsys.readouterr().err
+    assert said.startswith("X001") and ("dip.seconds" in said or "--max-seconds" in said)
+    assert not (tmp_path / "OUT").exists()
 
 
 def test_options_go_before_the_file_of_settings(ran: Ran, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import flows.watch
 from flows.cli import execute
 from flows.step import STAGES, Artefacts, _noise, overrides, run_step
 from models.dipole import Dipole
@@ -194,6 +196,26 @@ def test_the_command_runs_a_step_and_names_its_files(
     before = result(out, "chimap")
     assert execute([*words, "--set", "threshold=0.3"]) == 0
     assert not torch.equal(before, result(out, "chimap"))
+
+
+def test_the_time_budget_and_the_progress_reach_the_fit(
+    phantom: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgets = []
+
+    def fit(field: torch.Tensor, weight: torch.Tensor, dipole: Dipole, params: Any, progress: Any) -> SimpleNamespace:
+        budgets.append(params.seconds)
+        clock.now += 40
+        progress(0.5, "step 1")
+        return SimpleNamespace(chi_ppm=field, uncertainty_ppm=None, facts={})
+
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(flows.watch, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("models.dip.reconstruct", fit)
+    source = folder(tmp_path / "in", phantom, ("localfield", "mask"))
+    words = ["step", "dipole", str(source), str(tmp_path / "out"), "--method", "dip", "--device", "cpu"]
+    assert execute([*words, "--max-seconds", "60"]) == 0
+    assert budgets == [60.0] and "50 %, step 1, about 40 s left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flows import show
-from flows.cli.options import Config, Device, Json, Method, Set
+from flows.cli.options import Config, Device, Json, MaxSeconds, Method, Set, time_budget
 
 Page = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the page there, not to the screen.")]
 
@@ -27,6 +27,7 @@ def step(
     method: Method = None,
     device: Device = None,
     set: Set = None,
+    max_seconds: MaxSeconds = None,
 ) -> None:
     """Run one step alone on NIfTI files, by the public QSM-CI contract.
 
@@ -35,12 +36,18 @@ def step(
     mask where none is given.
 
     Example: chiron step dipole in out --method tkd --set tkd.threshold=0.2
+
+    Example: chiron step dipole in out --method dip --max-seconds 60
     """
     from flows.step import overrides, run_step
+    from flows.watch import watching
     from pipeline import settings as all_settings
 
-    words = overrides(input, set or [], method)
-    for name in run_step(stage, input, output, all_settings.load(None, words, method=method, device=device)):
+    words = [*overrides(input, set or [], method), *time_budget(max_seconds)]
+    settings = all_settings.load(None, words, method=method, device=device)
+    with watching(show.console(stderr=True), stage, "running") as progress:
+        made = run_step(stage, input, output, settings, progress)
+    for name in made:
         print(output / name)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import ChironError
+
 INTERNAL, INCOMPLETE, NOTHING_DONE, ALL_FAILED, INTERRUPTED = 1, 10, 11, 12, 130
 
 Input = Annotated[
@@ -30,5 +32,23 @@ Config = Annotated[Path | None, typer.Option(help="Settings file (TOML); `chiron
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting; may be repeated.")
 ]
+MaxSeconds = Annotated[
+    str | None,
+    typer.Option(
+        "--max-seconds",
+        metavar="N",
+        help="Time for the fit of dip, which then ends with its best map so far; 0 is no limit. Sets dip.seconds.",
+    ),
+]
 Subject = Annotated[str | None, typer.Option(help="Label of the only patient, in place of the pseudonym.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+
+
+def time_budget(seconds: str | None) -> list[str]:
+    """The option --max-seconds as settings; X001 where it is no number."""
+    if seconds is None:
+        return []
+    try:
+        return [f"dip.seconds={float(seconds)}"]
+    except ValueError:
+        raise ChironError("X001", f"a time of {seconds!r} in --max-seconds", "seconds, 0 for no limit") from None

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import show
-from flows.cli.options import INTERRUPTED, NOTHING_DONE, Also, Config, Device, Input, Json, Method, Output, Set, Subject
+from flows.cli.options import (
+    INTERRUPTED,
+    NOTHING_DONE,
+    Also,
+    Config,
+    Device,
+    Input,
+    Json,
+    MaxSeconds,
+    Method,
+    Output,
+    Set,
+    Subject,
+    time_budget,
+)
 from pipeline.errors import ChironError
 
 if TYPE_CHECKING:
@@ -35,6 +49,7 @@ def run(
     ] = None,
     phase_sign: Annotated[str | None, typer.Option(help="Sign of the phase: + or -.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Own brain mask, NIfTI on the scan's grid.")] = None,
+    max_seconds: MaxSeconds = None,
     fail_on_qc: Annotated[bool, typer.Option("--fail-on-qc", help="Exit 19 where a result is not to be used.")] = False,
     json: Json = False,
 ) -> None:
@@ -49,6 +64,7 @@ def run(
     from pipeline.identity import load_key
 
     words = [*(set or []), *_acquisition_words(echo_times, b0, phase_range, phase_sign, mask)]
+    words += time_budget(max_seconds)
     beside = [name for given in also or [] for name in given.split(",")] or None
     settings = all_settings.load(config, words, method=method, also=beside, device=device)
     raise typer.Exit(_batch(input, output, settings, load_key(), subject, fail_on_qc, json).exit_code())
