@@ -212,6 +212,39 @@ def test_a_map_that_holds_no_numbers_is_left_out_and_said_so(job: Job, output: P
     assert read_manifests(output)[0]["warnings"][-1]["code"] == "M001"
 
 
+def with_uncertainty(job: Job, method: str, value: float) -> None:
+    """Give the map of `method` an uncertainty, `value` everywhere."""
+    stage = job.work.find(f"invert-{method}")
+    assert stage is not None
+    arrays = {"chi_ppm": stage.array("chi_ppm"), "uncertainty_ppm": torch.full(SHAPE, value)}
+    job.work.write(f"invert-{method}", stage.record["key"], Made(arrays, facts=stage.facts), {"stage": method})
+
+
+def test_an_uncertainty_stands_beside_the_map_it_is_of(job: Job, output: Path) -> None:
+    for method, value in (("tv", 0.01), ("tkd", 0.02)):
+        with_uncertainty(job, method, value)
+    anat = publish(replace(job, settings=load(method="tv", also=("tkd",), tv={"strength": 9})), output).folder / "anat"
+    for suffix, method, value in (("desc-uncertainty", "tv", 0.01), ("desc-tkdUncertainty", "tkd", 0.02)):
+        image = nib.load(anat / f"sub-x_ses-a_{suffix}_Chimap.nii.gz")
+        np.testing.assert_allclose(image.get_fdata(), value, rtol=1e-6)
+        said = sidecar_of(output, f"{suffix}_Chimap")
+        assert said["Units"] == "ppm" and said["Method"] == method
+        assert said["Description"].startswith(f"Standard deviation that {method} gives to its own")
+        assert all((output / uri.removeprefix("bids::")).is_file() for uri in said["Sources"])
+    assert sidecar_of(output, "desc-uncertainty_Chimap")["MethodParameters"]["strength"] == 9
+    files = read_manifests(output)[0]["files"]
+    assert {f"anat/sub-x_ses-a_desc-{n}_Chimap.nii.gz" for n in ("uncertainty", "tkdUncertainty")} <= files.keys()
+    assert verify(output) == []
+
+
+def test_a_map_without_uncertainty_has_no_such_file(job: Job, output: Path) -> None:
+    with_uncertainty(job, "tkd", 0.02)
+    publish(job, output)
+    assert [name for name in content(output) if "ncertainty" in name]
+    publish(make_job(job.folder.parent), output)
+    assert not [name for name in content(output) if "ncertainty" in name]
+
+
 def test_a_sidecar_refuses_what_is_not_on_the_list() -> None:
     convert = {"grid": Grid.simple(SHAPE, (1, 1, 1)).json(), "echo_times_s": [0.01], "b0_tesla": 3.0}
     with pytest.raises(KeyError, match="PatientName"):

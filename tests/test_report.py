@@ -20,6 +20,7 @@ from pipeline.errors import ChironError, Decision, Notice
 from pipeline.invert import PARAMS as INVERSIONS
 from pipeline.report import citations, methods_text, write_report
 from pipeline.report.checklist import checklist
+from pipeline.report.curves import Curve, curves
 from pipeline.report.found import look
 from pipeline.report.numbers import numbers
 from pipeline.report.pictures import misfit, view_of
@@ -313,6 +314,70 @@ def test_a_network_is_said_to_be_outside_the_consensus(tmp_path: Path) -> None:
     assert "stopped at 240" in page and "It stopped because: discrepancy." in page
     assert "Ulyanov" in page
     assert "outside the consensus" not in write_report(scan(tmp_path / "b"), "sub-1", RTS)
+
+
+def test_an_uncertainty_is_shown_beside_the_map_it_is_of(tmp_path: Path) -> None:
+    methods = {"dip": {"uncertainty_ppm": 0.0123}, "rts": {"spread_ppm": 0.05}}
+    work, settings = scan(tmp_path, made=("dip", "rts"), methods=methods), parse({"method": "dip", "also": ["rts"]})
+    assert "<h3>Uncertainty of χ" not in write_report(work, "sub-1", settings)
+    made = work.find("invert-dip")
+    assert made
+    arrays = {"chi_ppm": made.array("chi_ppm"), "uncertainty_ppm": torch.full(SHAPE, 0.02)}
+    write(work, "invert-dip", arrays, **made.facts)
+    page = write_report(work, "sub-1", settings)
+    titles = re.findall(r"<figcaption>\s*<h3>(.*?)</h3>", page)
+    assert titles[titles.index("Uncertainty of χ, Deep Image Prior") - 1] == "χ, Deep Image Prior (published)"
+    shown = re.search(r"<h3>Uncertainty of χ.*?</figure>", page, re.DOTALL)
+    assert shown and "0 to 0.0500 ppm" in shown[0] and "is not in it" in shown[0] and shown[0].count("<img") == 3
+    assert re.search(r"Uncertainty of χ <span[^>]*>\(ppm\).*?<td>0.0123</td>\s*<td>–</td>", page, re.DOTALL)
+
+
+def course(seed: int, stop: int, steps: int = 300) -> dict[str, object]:
+    """What an iterative fit says of itself."""
+    falling = [1 / (n + 1) for n in range(steps)]
+    why = {"stopped_at": stop, "stop_reason": f"reason {seed}", "seed": seed}
+    return {"loss": falling, "misfit": [9 * v for v in falling], "variance": [None] * 20 + falling[20:], **why}
+
+
+def courses(work: Work, **facts: object) -> list[Curve]:
+    """The plots of a fit with these facts."""
+    write(work, "invert-dip", {"chi_ppm": torch.zeros(SHAPE)}, method="dip", **facts)
+    settings = parse({"method": "dip", "also": ["rts"]})
+    return [c for c in curves(look(work, settings)) if c.title.startswith("Deep Image Prior: ")]
+
+
+def test_loss_misfit_and_variance_are_drawn_with_the_stop_and_its_reason(tmp_path: Path) -> None:
+    found = courses(scan(tmp_path, made=("dip", "rts")), **course(7, 240))
+    assert [c.title.split(": ")[1].split()[0] for c in found] == ["loss", "misfit", "windowed"]
+    for curve in found:
+        assert str(curve.svg).count('class="line') == 1 and str(curve.svg).count('class="mark"') == 1
+        assert "stopped at 240" in curve.svg
+    assert [c.note for c in found] == ["It stopped because: reason 7.", "", ""]
+
+
+def test_every_run_of_several_is_drawn_with_its_own_stop(tmp_path: Path) -> None:
+    runs = [course(7, 240), course(8, 120, steps=150), course(9, 60, steps=200)]
+    found = courses(scan(tmp_path, made=("dip", "rts")), **course(7, 240), runs=runs)
+    assert len(found) == 3
+    for curve in found:
+        assert [name for _, name in curve.legend] == ["run 1", "run 2", "run 3"]
+        dots = re.findall(r'<circle class="dot (\w+)" cx="([\d.]+)"', str(curve.svg))
+        assert [style for style, _ in dots] == ["one", "two", "three"]
+        places = [float(x) for _, x in dots]
+        assert places == sorted(places, reverse=True), "240, 120, 60"
+    note = found[0].note
+    assert all(f"Run {n} (seed {s}) stopped at {a} because: reason {s}." in note for n, s, a in
+               ((1, 7, 240), (2, 8, 120), (3, 9, 60)))  # fmt: skip
+    page = write_report(Work(tmp_path), "sub-1", parse({"method": "dip", "also": ["rts"]}))
+    assert "<td>Seeds of Deep Image Prior</td><td>7, 8, 9</td>" in page
+
+
+def test_a_method_that_diverged_is_neither_shown_nor_said_to_have_made_a_map(tmp_path: Path) -> None:
+    work = scan(tmp_path, made=("rts", "dip"), methods={"rts": {"spread_ppm": 0.05}, "dip": {"spread_ppm": 0.0}})
+    write(work, "invert-dip", {"chi_ppm": torch.zeros(SHAPE)}, method="dip", diverged="no numbers")
+    page = write_report(work, "sub-1", parse({"method": "dip", "also": ["rts"]}))
+    assert "Deep Image Prior" not in page
+    assert "for comparison" not in page.split("methods section of a paper")[1]
 
 
 def test_the_checklist_follows_the_scan(tmp_path: Path) -> None:

@@ -137,12 +137,14 @@ def _publish_failure(job: Job, output: Path, failure: ChironError) -> Published:
 
 def _sound_methods(stages: dict[str, Result], primary: str) -> tuple[list[str], list[dict[str, str]]]:
     """The methods to publish, the primary first, and a warning for each map left out because it holds no numbers."""
-    made = [name.removeprefix("invert-") for name in stages if name.startswith("invert-")]
-    lost = [m for m in made if m != primary and not bool(stages[f"invert-{m}"].array("chi_ppm").isfinite().all())]
-    text = "its map has values that are not finite and was left out"
-    return [primary, *(m for m in made if m not in (primary, *lost))], [
-        _warning(f"invert-{m}", "M001", text) for m in lost
-    ]
+    beside = [m for name in stages if (m := name.removeprefix("invert-")) not in (name, primary)]
+    lost = [m for m in beside if not _holds_numbers(stages[f"invert-{m}"])]
+    text = "its map holds no numbers and was left out"
+    return [primary, *(m for m in beside if m not in lost)], [_warning(f"invert-{m}", "M001", text) for m in lost]
+
+
+def _holds_numbers(inversion: Result) -> bool:
+    return "diverged" not in inversion.facts and bool(inversion.array("chi_ppm").isfinite().all())
 
 
 def _record(

@@ -19,6 +19,7 @@ TOTAL_MASKED = ("desc-total_fieldmap", "desc-brain_mask")
 LOCAL_MASKED = ("desc-local_fieldmap", "desc-brain_mask")
 TOTAL = "Total field relative to B0, positive where the field is higher"
 LOCAL = "Local field relative to B0, of sources inside the mask; zero outside the eroded mask"
+UNCERTAINTY = "Standard deviation that {} gives to its own susceptibility map; zero outside the eroded mask"
 R2STAR = "Rate of the magnitude's decay over the echoes (R2*); zero outside the mask"
 T2STAR = "Time of the magnitude's decay over the echoes (T2*), the inverse of R2*; zero outside the mask"
 WEIGHTED = (
@@ -38,7 +39,8 @@ def images(
 ) -> dict[str, bytes]:
     """Name relative to the session's `folder` -> content: maps, fields, mask, magnitude, and a sidecar of each.
 
-    `methods` are the inversions to publish; the first is the primary map, without `desc-`.
+    `methods` are the inversions to publish; the first is the primary map, without `desc-`. The uncertainty that a
+    method gives is named like its map: `desc-uncertainty_Chimap`, `desc-<method>Uncertainty_Chimap`.
     """
     convert = stages["convert"].facts
     grid = Grid.from_json(convert["grid"])
@@ -58,9 +60,12 @@ def images(
     local: dict[str, Any] = {"Description": LOCAL, "BackgroundRemoval": _background(settings), **field}
     add("desc-local_fieldmap", stages["background"].array("local_ppm"), TOTAL_MASKED, **local)
     for method in methods:
-        suffix = "Chimap" if method == methods[0] else f"desc-{method}_Chimap"
-        result = stages[f"invert-{method}"]
+        published, result = method == methods[0], stages[f"invert-{method}"]
+        suffix = "Chimap" if published else f"desc-{method}_Chimap"
         add(suffix, result.array("chi_ppm"), LOCAL_MASKED, **_map(settings, method, result.facts))
+        if result.has("uncertainty_ppm"):
+            suffix = f"desc-{'uncertainty' if published else f'{method}Uncertainty'}_Chimap"
+            add(suffix, result.array("uncertainty_ppm"), LOCAL_MASKED, **_spread(settings, method, result.facts))
     for suffix, volume, sources, own in _beside(settings, stages):
         add(suffix, volume, sources, **own)
     return files
@@ -99,13 +104,16 @@ def _background(settings: Settings) -> dict[str, Any]:
 
 def _map(settings: Settings, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The sidecar entries of a susceptibility map; `ReferenceRegion` in ppm, before the mean was taken off."""
+    what = "Magnetic susceptibility, positive where paramagnetic; zero outside the eroded mask"
+    return {"Description": what, **_inverted(settings, method, facts), "ReferenceRegion": facts["reference"]}
+
+
+def _spread(settings: Settings, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The sidecar entries of a map's uncertainty."""
+    return {"Description": UNCERTAINTY.format(method), **_inverted(settings, method, facts)}
+
+
+def _inverted(settings: Settings, method: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     params: dict[str, Any] = asdict(getattr(settings, method))
-    return {
-        "Description": "Magnetic susceptibility, positive where paramagnetic; zero outside the eroded mask",
-        "Units": "ppm",
-        "SkullStripped": True,
-        "Method": facts["method"],
-        "MethodParameters": params,
-        "Seed": params.get("seed"),
-        "ReferenceRegion": facts["reference"],
-    }
+    own = {"Method": facts["method"], "MethodParameters": params, "Seed": params.get("seed")}
+    return {"Units": "ppm", "SkullStripped": True, **own}

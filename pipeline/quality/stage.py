@@ -157,6 +157,8 @@ def _methods(
             "rim_energy": plausibility.rim_energy(inner, mask[box]),
             "beyond_share": plausibility.beyond_share(inner, mask[box]),
         }
+        if (inversion := done[f"invert-{name}"]).has("uncertainty_ppm"):
+            found["uncertainty_ppm"] = float(inversion.array("uncertainty_ppm", mask.device)[mask].median())
         if classical in maps and name != classical:
             found["classical_correlation"] = accuracy.pearson(chi, maps[classical], mask)
             found["classical_difference_ppm"] = float((chi - maps[classical])[mask].double().square().mean().sqrt())

@@ -58,7 +58,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
         *(
             Stage(
                 f"invert-{m}",
-                5,
+                6,
                 _before_inversion(m, settings),
                 ("device", "reference", m),
                 partial(stages.invert, m),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,7 +126,8 @@ def _beside(what: str, make: Callable[[], Made]) -> Made:
 
 
 def invert(method: str, inputs: Inputs) -> Made:
-    """-> chi_ppm, referenced as the settings say; facts: method, reference, and what the method says.
+    """-> chi_ppm, referenced as the settings say, and uncertainty_ppm where the method tells it; facts: method,
+    reference, and what the method says.
 
     A method that diverges leaves zeros and a notice: the quality stage then puts the classical map in its place.
     """
@@ -144,9 +146,21 @@ def invert(method: str, inputs: Inputs) -> Made:
         facts = {"method": method, "diverged": error.found}
         return Made({"chi_ppm": torch.zeros_like(field.ppm)}, facts=facts, notices=[Notice("M001", error.found)])
     facts = {"method": method, **found.facts}
-    if inputs.settings.reference.region == "mean":
-        return Made({"chi_ppm": found.ppm}, facts=facts)
-    return _referred_to_csf(found, facts, inputs)
+    made = Made({"chi_ppm": found.ppm}, facts=facts)
+    if inputs.settings.reference.region == "csf":
+        made = _referred_to_csf(found, facts, inputs)
+    return _with_uncertainty(made, found)
+
+
+def _with_uncertainty(made: Made, found: Susceptibility) -> Made:
+    """The map with its standard deviation beside it, where the method gives one that holds numbers."""
+    spread = found.uncertainty_ppm
+    if spread is None:
+        return made
+    if bool(spread.isfinite().all()):
+        return replace(made, arrays={**made.arrays, "uncertainty_ppm": spread})
+    notice = Notice("M002", f"no uncertainty of {found.method} was kept: values that are not finite")
+    return replace(made, notices=[*made.notices, notice])
 
 
 def _referred_to_csf(found: Susceptibility, facts: dict[str, Any], inputs: Inputs) -> Made:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -12,6 +15,7 @@ from pipeline.report.plots import Series, chart
 
 BINS = np.linspace(-0.2, 0.2, 121)
 STYLES = ("one", "two", "three", "four", "five")
+COURSES = (("loss", "loss"), ("misfit", "misfit (σ² of the noise)"), ("variance", "windowed variance"))
 
 
 @dataclass(frozen=True)
@@ -77,23 +81,46 @@ def _noise(volume: Array, mask: Array) -> float:
 
 
 def _courses(found: Found) -> list[Curve | None]:
-    """Loss, and variance of the output, of each method that records them, with the point where it stopped."""
+    """Loss, misfit and variance of the output over the steps of each method that records them, every run a line."""
     made: list[Curve | None] = []
     for method in found.methods:
         facts = found.facts(f"invert-{method}")
-        stop, why = facts.get("stopped_at"), facts.get("stop_reason")
-        marks = [(float(stop), f"stopped at {stop}")] if isinstance(stop, int | float) else []
-        note = f"It stopped because: {why}." if why else ""
-        for key, label in (("loss", "loss"), ("variance", "windowed variance")):
-            values = _course(facts.get(key))
-            if values:
-                title = f"{name_of(method)}: {label}"
-                x = [p[0] for p in values]
-                series = [Series(x, [p[1] for p in values], "one")]
-                inside = [m for m in marks if x[0] <= m[0] <= x[-1]]
-                made.append(_curve(title, "iteration", label, series, note, log_y=True, marks=inside))
+        runs = facts.get("runs") or [facts]
+        note = " ".join(_ending(run, number, len(runs)) for number, run in enumerate(runs, 1)).strip()
+        for key, label in COURSES:
+            curve = _course_of(runs, key, f"{name_of(method)}: {label}", label, note)
+            if curve is not None and curve.svg:
+                made.append(curve)
                 note = ""
     return made
+
+
+def _course_of(runs: Sequence[Mapping[str, Any]], key: str, title: str, label: str, note: str) -> Curve | None:
+    """One quantity of every run, with the point where each stopped: a line for one run, dots for several."""
+    series, marks, named = [], [], len(runs) > 1
+    for number, (run, style) in enumerate(zip(runs, cycle(STYLES)), 1):
+        points, stop = _course(run.get(key)), run.get("stopped_at")
+        if not points:
+            continue
+        x, y = [p[0] for p in points], [p[1] for p in points]
+        series.append(Series(x, y, style, f"run {number}" if named else ""))
+        if not isinstance(stop, int | float) or not x[0] <= stop <= x[-1]:
+            continue
+        if named:
+            series.append(Series([float(stop)], [float(np.interp(stop, x, y))], style, dots=True))
+        else:
+            marks.append((float(stop), f"stopped at {stop}"))
+    return _curve(title, "iteration", label, series, note, log_y=True, marks=marks) if series else None
+
+
+def _ending(run: Mapping[str, Any], number: int, of: int) -> str:
+    """Where and why a run stopped, in a sentence."""
+    stop, why = run.get("stopped_at"), run.get("stop_reason")
+    if not why:
+        return ""
+    who = "It" if of == 1 else f"Run {number} (seed {run.get('seed', 'unknown')})"
+    at = f" at {stop}" if of > 1 and stop is not None else ""
+    return f"{who} stopped{at} because: {why}."
 
 
 def _course(values: object) -> list[tuple[float, float]]:

@@ -75,9 +75,10 @@ class Found:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods with a map: the published one first."""
-        made = [name.removeprefix("invert-") for name in self.results if name.startswith("invert-")]
-        return tuple(sorted(made, key=lambda m: m != self.primary))
+        """Methods with a map, the published one first; one that diverged has none."""
+        made = [name for name, result in self.results.items() if name.startswith("invert-")]
+        sound = [name.removeprefix("invert-") for name in made if "diverged" not in self.facts(name)]
+        return tuple(sorted(sound, key=lambda m: m != self.primary))
 
     @cached_property
     def primary(self) -> str:

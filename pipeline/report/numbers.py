@@ -74,6 +74,9 @@ PLAUSIBILITY = {
     ),
     "rim_energy": Meaning("Rim energy", better="lower", says="Spread of χ at the rim over that inside."),
     "beyond_share": Meaning("Beyond ±0.5 ppm", "%", 100, "lower", "Share of voxels; only calcium and blood are."),
+    "uncertainty_ppm": Meaning(
+        "Uncertainty of χ", "ppm", says="Median of the standard deviation that the method gives to its own map."
+    ),
     "classical_correlation": Meaning("Correlation with the classical map"),
     "classical_difference_ppm": Meaning("RMS difference from the classical map", "ppm"),
 }
@@ -111,7 +114,8 @@ def numbers(found: Found) -> list[Row]:
 
 def comparisons(found: Found) -> list[Comparison]:
     """What was measured of each method's map, the published one first: plausibility, then accuracy against a truth."""
-    measured: dict[str, dict[str, Any]] = found.facts("quality").get("methods") or {}
+    of_all: dict[str, dict[str, Any]] = found.facts("quality").get("methods") or {}
+    measured = {m: values for m, values in of_all.items() if "diverged" not in found.facts(f"invert-{m}")}
     named = {name for values in measured.values() for name in values} - {*UNSAID, *ACCURACY}
     plausible = {**PLAUSIBILITY, **{name: _unknown(name) for name in sorted(named - PLAUSIBILITY.keys())}}
     accurate = (

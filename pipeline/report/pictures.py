@@ -19,12 +19,11 @@ CHI = Window(-0.10, 0.10, "ppm")
 CHI_WIDE = Window(-0.15, 0.15, "ppm")
 DIFFERENCE = Window(-0.05, 0.05, "ppm", DIVERGING)
 MISFIT = Window(-0.02, 0.02, "ppm", DIVERGING)
-SPREAD = Window(0.0, 0.03, "ppm")
+SPREAD = Window(0.0, 0.05, "ppm")
 
 R2STAR_PER_TESLA = 20.0  # the upper end of R2*'s window in 1/s per tesla, with which R2* grows
 WEIGHTED = Window(0.0, 1.3, "of usual brightness")
 
-SPREADS = ("uncertainty_ppm", "spread_ppm", "sd_ppm")  # names that a method may give its uncertainty
 STRIP = 8
 
 
@@ -130,6 +129,13 @@ def _maps(found: Found, brief: bool) -> Iterator[_Volume]:
         if published and not brief:
             wide = "The same at a wider window, for veins and nuclei rich in iron."
             yield _Volume(title, wide, CHI_WIDE, chi, found.final)
+        spread = found.array(f"invert-{method}", "uncertainty_ppm")
+        if spread is not None and not brief:
+            own = (
+                "Standard deviation that the method gives to its own map. An error that all its tries share, as of "
+                "the field, the mask or the model, is not in it: bright is doubtful, dark is no proof."
+            )
+            yield _Volume(f"Uncertainty of χ, {name_of(method)}", own, SPREAD, spread, found.final)
 
 
 def _comparisons(found: Found) -> Iterator[_Volume]:
@@ -142,10 +148,6 @@ def _comparisons(found: Found) -> Iterator[_Volume]:
     if residual is not None:
         note = "The field that the map does not explain. It should look like noise."
         yield _Volume("D∗χ − local field", note, MISFIT, residual, found.final)
-    for name in SPREADS:
-        spread = found.array(f"invert-{found.primary}", name)
-        if spread is not None:
-            yield _Volume("Uncertainty of χ", "Spread of the method’s own repetitions.", SPREAD, spread, found.final)
 
 
 def _beside(found: Found) -> Iterator[_Volume]:

@@ -81,10 +81,10 @@ def versions(found: Found, extra: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Python", platform.python_version()),
     ]
     for method in found.methods:
-        asked = getattr(getattr(found.settings, method, None), "seed", None)
-        seed = found.facts(f"invert-{method}").get("seed", asked)
-        if seed is not None:
-            rows.append((f"Seed of {name_of(method)}", str(seed)))
+        asked, facts = getattr(getattr(found.settings, method, None), "seed", None), found.facts(f"invert-{method}")
+        seeds = [run.get("seed", asked) for run in facts.get("runs") or [facts]]
+        if seeds != [None]:
+            rows.append((f"Seed{'s' * (len(seeds) > 1)} of {name_of(method)}", ", ".join(map(str, seeds))))
     if digest := found.facts("convert").get("content_digest"):
         rows.append(("Hash of the input", str(digest)))
     return rows + [(str(name).replace("_", " "), _plain(value)) for name, value in extra.items()]

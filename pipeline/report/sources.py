@@ -141,7 +141,8 @@ def _background(used: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _methods(used: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Inversion methods, the published one first."""
+    """Inversion methods that made a map, the published one first."""
     primary = used.get("quality", {}).get("primary")
-    made = [stage.removeprefix("invert-") for stage in used if stage.startswith("invert-")]
+    inverted = [stage for stage in used if stage.startswith("invert-")]
+    made = [stage.removeprefix("invert-") for stage in inverted if "diverged" not in used[stage]]
     return sorted(made, key=lambda m: m != primary)
