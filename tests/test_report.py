@@ -18,12 +18,14 @@ from models.dipole import Dipole
 from pipeline.background import METHODS as BACKGROUNDS
 from pipeline.errors import ChironError, Decision, Notice
 from pipeline.invert import PARAMS as INVERSIONS
+from pipeline.quality import evaluate
 from pipeline.report import citations, methods_text, write_report
 from pipeline.report.checklist import checklist
 from pipeline.report.curves import Curve, curves
 from pipeline.report.found import look
-from pipeline.report.numbers import numbers
+from pipeline.report.numbers import ACCURACY, comparisons, numbers
 from pipeline.report.pictures import misfit, view_of
+from pipeline.report.plots import Scale
 from pipeline.report.sources import PAPERS
 from pipeline.report.view import Window
 from pipeline.settings import parse
@@ -355,6 +357,12 @@ def test_loss_misfit_and_variance_are_drawn_with_the_stop_and_its_reason(tmp_pat
     assert [c.note for c in found] == ["It stopped because: reason 7.", "", ""]
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.06, 0.11), (0.97, 1.03), (1.01, 2.99), (0.9, 80), (2e-9, 9e-8), (1, 1e6)])
+def test_a_logarithmic_axis_has_ticks_however_narrow_its_range(low: float, high: float) -> None:
+    ticks = Scale(low, high, 0, 100, log=True).ticks
+    assert 3 <= len(ticks) <= 12 and ticks == sorted(ticks) and low <= ticks[0] and ticks[-1] <= high * (1 + 1e-9)
+
+
 def test_every_run_of_several_is_drawn_with_its_own_stop(tmp_path: Path) -> None:
     runs = [course(7, 240), course(8, 120, steps=150), course(9, 60, steps=200)]
     found = courses(scan(tmp_path, made=("dip", "rts")), **course(7, 240), runs=runs)
@@ -450,6 +458,14 @@ def test_the_best_of_a_comparison_is_marked(tmp_path: Path) -> None:
     page = write_report(scan(tmp_path, methods=methods), "sub-1", RTS)
     assert re.search(r'<td class="best">31.5</td>\s*<td>41.5</td>', page)
     assert re.search(r'<td>0.700</td>\s*<td class="best">0.800</td>', page)
+
+
+def test_every_metric_against_a_truth_stands_with_the_accuracy(tmp_path: Path) -> None:
+    truth = torch.randn((16, 15, 14), generator=torch.Generator().manual_seed(1))
+    measured = evaluate(truth + 0.1, truth, torch.ones(truth.shape, dtype=torch.bool))
+    assert measured.keys() <= ACCURACY.keys()
+    titles = [table.title for table in comparisons(look(scan(tmp_path, methods={"rts": measured}), RTS))]
+    assert titles == ["Accuracy against the truth"]
 
 
 def test_changed_settings_are_marked_and_no_path_is_shown(tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ ACCURACY = {
     "hfen": Meaning("HFEN", "%", 1, "lower", "Error of edges and fine detail."),
     "xsim": Meaning("XSIM", better="higher", says="Similarity of structure, 7³ Gaussian window; 1 is perfect."),
     "xsim_uniform5": Meaning("XSIM, 5³ uniform window", better="higher"),
-    "psnr_db": Meaning("PSNR", "dB", 1, "higher"),
+    "psnr": Meaning("PSNR", "dB", 1, "higher"),
     "psnr_range_ppm": Meaning("Range that PSNR refers to", "ppm"),
-    "pearson": Meaning("Pearson r", better="higher"),
+    "r": Meaning("Pearson r", better="higher"),
 }
 UNSAID = ("finite_share", "mean_ppm", "echoes")  # judged in the verdict, or shown elsewhere
 

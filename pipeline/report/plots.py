@@ -40,10 +40,13 @@ class Scale:
 
     @property
     def ticks(self) -> list[float]:
+        """At least three, where a range allows it."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            steps = (1,) if len(decades) > 3 else (1, 2, 5)
-            return [s * 10.0**d for d in decades for s in steps if self.low <= s * 10.0**d <= self.high]
+            for steps in ((1,), (1, 2, 5), range(1, 10)):
+                found = [s * 10.0**d for d in decades for s in steps if self.low <= s * 10.0**d <= self.high]
+                if len(found) > 2:
+                    return found
         rough = (self.high - self.low) / 5 or 1
         power = 10 ** math.floor(math.log10(rough))
         step = min((s * power for s in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - rough))
