@@ -17,6 +17,7 @@ from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
 from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import Export, SetAside, find
+from pipeline.invert import check_weights
 from pipeline.publish import already_published, prepare, read_manifests, record_set_aside
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
@@ -84,11 +85,12 @@ def run(
 ) -> None:
     """Reconstruct every scan of `source` into the batch's output; a scan that is published already is left as it is.
 
-    Raises S003, S002, S001, R001 or R007 where nothing could be worked on, before anything is computed.
+    Raises S003, S002, S001, R001, M003 or R007 where nothing could be worked on, before anything is computed.
     """
     if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
         raise ChironError("S003", "no readable folder", "the folder of an export")
     pick_device(settings.device)
+    check_weights(settings)
     prepare(batch.output)
     export = find(source, key, subject, acquisition=settings.acquisition)
     batch.on_found(export)

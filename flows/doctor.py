@@ -39,6 +39,7 @@ def examine(output: Path, device: str = "auto", deep: bool = False) -> Iterator[
     yield from _packages()
     yield _device(device)
     yield _dcm2niix()
+    yield _weights()
     yield _key()
     yield _room(output)
     if deep:
@@ -91,6 +92,16 @@ def _dcm2niix() -> Check:
         return Check("dcm2niix", "fail", "does not run", "Install Chiron again, or look at the machine's type.")
     words = done.stdout.split()
     return Check("dcm2niix", "ok" if words else "fail", words[-1] if words else "says nothing")
+
+
+def _weights() -> Check:
+    from models.dip import learned
+
+    try:
+        card = learned()[1]
+    except ValueError as error:
+        return Check("network weights", "fail", str(error), "Install Chiron again.")
+    return Check("network weights", "ok", f"dip, {card['sha256'][:12]}")
 
 
 def _key() -> Check:

@@ -6,6 +6,7 @@ doi 10.1002/cmr.b.20034), with k in cycles per mm, so that anisotropic voxels an
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 
@@ -93,6 +94,12 @@ class Dipole:
         self.b0_dir = tuple(float(c) for c in b0_dir)
         self.padded = padded_shape(shape, padding)
         self.kernel = dipole_kernel(self.padded, voxel_size_mm, b0_dir, device, dtype)
+
+    def to(self, device: torch.device | str) -> Dipole:
+        """The same operator on another device."""
+        moved = copy.copy(self)
+        moved.kernel = self.kernel.to(device)
+        return moved
 
     def fft(self, volume: Tensor) -> Tensor:
         """Half spectrum of a volume (..., X, Y, Z), zero-padded at the far ends."""

@@ -1,4 +1,4 @@
-"""A volume of features (B, C, X, Y, Z) -> a volume of one channel: the 3D U-Net that the learned methods share."""
+"""A volume of features (B, C, X, Y, Z) -> one volume or more: the 3D U-Nets that the learned methods share."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ class UNet(nn.Module):
         self.last = nn.Conv3d(widths[0], 1, 1)
         self.apply(_initialise)
         if zero_last:
-            nn.init.zeros_(self.last.weight)
-            nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+            _zero(self.last)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -39,6 +38,75 @@ class UNet(nn.Module):
             x = up(torch.cat([skip, x], dim=1))
         out: Tensor = self.last(x)
         return out
+
+
+class FoldedUNet(nn.Module):
+    """3D U-Net without normalisation that works on blocks of 2^3 voxels: the same map of a crop as of the whole.
+
+    Each block becomes one voxel of eight times the features (Shi 2016, arXiv 1609.05158), so that the finest level
+    costs an eighth and no voxel is lost; residual blocks start as the identity (Zhang 2019, arXiv 1901.09321) and the
+    output as zero. Takes any size; what is missing of a last block is zero.
+    """
+
+    def __init__(self, inputs: int, channels: Sequence[int] = (32, 64, 96), outputs: int = 1) -> None:
+        super().__init__()
+        widths, self.outputs = list(channels), outputs
+        self.first = nn.Conv3d(8 * inputs, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv3d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.below = nn.ModuleList(_Residual(b) for b in widths[1:])
+        self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_Residual(a) for a in widths[:-1])
+        self.last = nn.Conv3d(widths[0], 8 * outputs, 3, padding=1)
+        _zero(self.last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-3:]
+        x = self.first(fold(x))
+        skips = []
+        for down, below in zip(self.down, self.below, strict=True):
+            skips.append(x)
+            x = below(down(_active(x)))
+        for narrow, up, skip in zip(reversed(self.narrow), reversed(self.up), reversed(skips), strict=True):
+            x = nn.functional.interpolate(narrow(x), size=skip.shape[-3:], mode="nearest") + skip
+            x = up(x)
+        return unfold(self.last(_active(x)), self.outputs)[..., : size[0], : size[1], : size[2]]
+
+
+def fold(x: Tensor) -> Tensor:
+    """(B, C, X, Y, Z) -> (B, 8 C, X/2, Y/2, Z/2): the voxels of each block of 2^3 as features; odd sizes are padded."""
+    a, b, c = (n % 2 for n in x.shape[-3:])
+    x = nn.functional.pad(x, (0, c, 0, b, 0, a))
+    n, f, i, j, k = x.shape
+    x = x.view(n, f, i // 2, 2, j // 2, 2, k // 2, 2).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return x.reshape(n, i // 2, j // 2, k // 2, 8 * f).permute(0, 4, 1, 2, 3)  # channels last in memory
+
+
+def unfold(x: Tensor, features: int) -> Tensor:
+    """The inverse of `fold`."""
+    n, _, i, j, k = x.shape
+    x = x.permute(0, 2, 3, 4, 1).reshape(n, i, j, k, features, 2, 2, 2).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return x.reshape(n, features, 2 * i, 2 * j, 2 * k)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a = nn.Conv3d(width, width, 3, padding=1)
+        self.b = nn.Conv3d(width, width, 3, padding=1)
+        _zero(self.b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.b(_active(self.a(_active(x))))
+        return out
+
+
+def _active(x: Tensor) -> Tensor:
+    return nn.functional.leaky_relu(x, 0.1)
+
+
+def _zero(layer: nn.Conv3d) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

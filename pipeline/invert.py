@@ -12,6 +12,7 @@ from torch import Tensor
 from models import classical, dip
 from models.dipole import Dipole
 from pipeline.errors import ChironError
+from pipeline.memory import first_that_fits, rungs
 from pipeline.volumes import Field, Susceptibility, bounding_box
 
 if TYPE_CHECKING:
@@ -59,6 +60,21 @@ def chosen_methods(settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(resolved))
 
 
+def check_weights(settings: Settings) -> None:
+    """M003 where a method of the run needs weights that are missing or not those of their card."""
+    if "dip" in chosen_methods(settings):
+        _weights_of(settings.dip)
+
+
+def _weights_of(params: dip.DIP) -> None:
+    if dip.resolved(params).network != "educated":
+        return
+    try:
+        dip.learned()
+    except ValueError as error:
+        raise ChironError("M003", str(error), "the weights that the card describes") from None
+
+
 def invert(
     given: Field,
     method: str,
@@ -72,7 +88,8 @@ def invert(
     The field is cropped to its mask and padded; `params` is the method's parameter class (its defaults where None),
     `magnitude` (X, Y, Z) that of all echoes, which the methods of `FROM_MAGNITUDE` need. The facts hold the
     parameters, the reference (mean and SD in the mask before it was subtracted) and what the method says of itself.
-    Raises P007 for an empty mask, X002 for a missing magnitude, M001 where a method leaves numbers that are not finite.
+    Raises P007 for an empty mask, X002 for a missing magnitude, M001 where a method leaves numbers that are not finite,
+    R002 where memory does not suffice for a network even in tiles and on the CPU, M003 where its weights are not there.
     """
     if method in FROM_MAGNITUDE and magnitude is None:
         raise ChironError("X002", f"no magnitude for {method}", "the magnitude, whose edges it follows")
@@ -93,23 +110,42 @@ def invert(
     facts: dict[str, Any] = {"parameters": asdict(params)}
     uncertainty = None
     if method == "dip":
-        found = dip.reconstruct(field, weight, dipole, params, progress)
-        chi, uncertainty, facts = found.chi_ppm, found.uncertainty_ppm, {**facts, **found.facts}
+        found, too_large = _fit_network(field, weight, dipole, params, progress)
+        chi, uncertainty = found.chi_ppm, found.uncertainty_ppm
+        facts |= found.facts | ({"too_large": too_large} if too_large else {})
     else:
         extra = {"magnitude": magnitude[box]} if magnitude is not None and method in FROM_MAGNITUDE else {}
         chi = CLASSICAL[method](field, weight, dipole, params, **extra)
     if not bool(torch.isfinite(chi).all()):
         raise ChironError("M001", f"{method} left values that are not finite", "a finite map")
     chi, facts["reference"] = reference(chi, mask)
-    return Susceptibility(
-        _whole(chi, given, box), given.mask, given.grid, method, facts, _whole(uncertainty, given, box)
-    )
+    doubt = None if uncertainty is None else _whole(uncertainty, given, box)
+    return Susceptibility(_whole(chi, given, box), given.mask, given.grid, method, facts, doubt)
 
 
-def _whole(cropped: Tensor | None, given: Field, box: tuple[slice, slice, slice]) -> Tensor | None:
+def _fit_network(
+    field: Tensor, weight: Tensor, dipole: Dipole, params: dip.DIP, progress: Progress
+) -> tuple[dip.Found, list[str]]:
+    """The network's map, on less memory where it has to be; and what was too large."""
+
+    def work(device: torch.device, tile: int) -> dip.Found:
+        found = dip.reconstruct(
+            field.to(device), weight.to(device), dipole.to(device), replace(params, tile=tile), progress
+        )
+        doubt = found.uncertainty_ppm
+        return replace(
+            found,
+            chi_ppm=found.chi_ppm.to(field.device),
+            uncertainty_ppm=None if doubt is None else doubt.to(field.device),
+        )
+
+    _weights_of(params)
+    tiled = dip.resolved(params).network == "educated"
+    return first_that_fits(work, rungs(field.shape, field.device, params.tile, tiled))
+
+
+def _whole(cropped: Tensor, given: Field, box: tuple[slice, slice, slice]) -> Tensor:
     """The volume of the whole grid, zero outside the box."""
-    if cropped is None:
-        return None
     whole = torch.zeros(given.grid.shape, device=cropped.device, dtype=cropped.dtype)
     whole[box] = torch.where(given.mask[box], cropped, 0)
     return whole

@@ -53,7 +53,7 @@ def test_the_floor_grows_with_the_number_of_ffts() -> None:
         with floor.CountFFTs() as ffts:
             for _ in range(number):
                 torch.fft.rfftn(volume)
-        counted[number] = floor.floor(ffts, volume, 0, CPU)
+        counted[number] = floor.floor(ffts, floor.CountFlops(), volume, 0, CPU)
     assert counted[20][0] > 4 * counted[1][0]
     assert counted[20][1] == "20 FFTs, 64x64x64"
 
@@ -61,7 +61,7 @@ def test_the_floor_grows_with_the_number_of_ffts() -> None:
 def test_without_ffts_the_floor_is_one_pass_over_inputs_and_outputs() -> None:
     volume = torch.zeros(1000)
     assert floor.bytes_of((volume, {"again": volume}, [Row("cpu", SHAPE, 1, ""), volume[:10]])) == 4000 + 40
-    seconds, what = floor.floor(floor.CountFFTs(), torch.zeros(250_000), 2_000_000, CPU)
+    seconds, what = floor.floor(floor.CountFFTs(), floor.CountFlops(), torch.zeros(250_000), 2_000_000, CPU)
     assert what == "3 MB" and 0 < seconds < 0.1
 
 
@@ -183,3 +183,13 @@ def test_options_reach_the_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert list(full.steps) == list(steps())
     assert (list(quick.sizes), quick.repeat) == ([(96, 96, 96)], 1)
     assert list(quick.steps) == [*(f"background-{m}" for m in BACKGROUNDS), "mask"]
+
+
+def test_convolutions_are_counted_and_taken_at_the_rate_of_a_matrix_product() -> None:
+    volume, kernel = torch.randn(1, 8, 40, 40, 40), torch.randn(16, 8, 3, 3, 3)
+    with floor.CountFlops() as flops:
+        for _ in range(3):
+            torch.nn.functional.conv3d(volume, kernel, padding=1)
+    assert flops.total == 3 * 2 * 16 * 8 * 27 * 40**3
+    seconds, what = floor.floor(floor.CountFFTs(), flops, volume, 0, CPU)
+    assert what == "1 GFLOP" and 0 < seconds < 5

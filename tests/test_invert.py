@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_classical import B0, SD, SIZE, phantom
 
+from models import dip, weights
 from models.classical import TKD
 from models.dip import DIP
 from pipeline.errors import ChironError
-from pipeline.invert import FROM_MAGNITUDE, PARAMS, chosen_methods, classical_default, invert, invert_twice, reference
+from pipeline.invert import (
+    FROM_MAGNITUDE,
+    PARAMS,
+    check_weights,
+    chosen_methods,
+    classical_default,
+    invert,
+    invert_twice,
+    reference,
+)
 from pipeline.settings import load
 from pipeline.volumes import Field, Grid, Susceptibility, bounding_box
 
-QUICK = {"dip": DIP(channels=(4, 8), inputs=2, iterations=3, precision="float32")}
+QUICK = {"dip": DIP(network="untrained", input="noise", channels=(4, 8), inputs=2, iterations=3, precision="float32")}
 
 
 def local(before: tuple[int, int, int] = (3, 3, 3), after: tuple[int, int, int] = (3, 3, 3)) -> Field:
@@ -148,3 +160,22 @@ def test_two_passes_without_holes_are_one() -> None:
     field = local()
     for reliable in (torch.ones_like(field.mask), torch.zeros_like(field.mask)):
         assert torch.equal(invert_twice(field, reliable, "tv").ppm, inverted(field, "tv").ppm)
+
+
+@pytest.mark.parametrize("spoil", ["absent", "truncated", "flipped", "pickle"])
+def test_weights_that_are_not_those_of_the_card_are_refused_before_a_run(
+    spoil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = (weights.FOLDER / "dip.safetensors").read_bytes()
+    flipped = bytes([good[0] ^ 1]) + good[1:]
+    found = {"truncated": good[:-7], "flipped": flipped, "pickle": pickle.dumps({"first.weight": 1})}
+    (tmp_path / "dip.json").write_text((weights.FOLDER / "dip.json").read_text())
+    if spoil in found:
+        (tmp_path / "dip.safetensors").write_bytes(found[spoil])
+    monkeypatch.setattr(dip, "learned", lambda: weights.load("dip", tmp_path))
+    for ask in (lambda: check_weights(load(method="dip")), lambda: invert(local(), "dip", DIP(iterations=1))):
+        with pytest.raises(ChironError) as caught:
+            ask()
+        assert caught.value.code == "M003" and caught.value.fault.exit == 15
+    check_weights(load(method="tv", device="cpu"))
+    check_weights(load(method="dip", dip={"network": "untrained"}))

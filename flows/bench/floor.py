@@ -1,7 +1,7 @@
-"""A run of a step -> the cost that no implementation of it avoids: its FFTs, or one pass over what it reads and writes.
+"""A run of a step -> the cost that no implementation of it avoids: its FFTs and convolutions, or a pass over its data.
 
-FFTs are not written down anywhere but counted while the step runs, below torch's own functions, so that none escapes;
-then those very transforms are timed alone.
+Neither is written down anywhere: they are counted while the step runs, below torch's own functions, so that none
+escapes; then those very transforms are timed alone, and convolutions are taken at the rate of a large matrix product.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 ATEN = torch.ops.aten
 FFT_OPS = (ATEN._fft_r2c, ATEN._fft_c2r, ATEN._fft_c2c)
 COPY_BYTES = 2**28  # larger than any cache
+SMALL_FLOPS = 1e9  # fewer are not spoken of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +78,35 @@ class CountFFTs(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return sum(calls * kind.seconds(device) for kind, calls in self.calls.items())
 
 
-def floor(ffts: CountFFTs, inputs: Any, outputs_bytes: int, device: torch.device) -> tuple[float, str]:
+class CountFlops(FlopCounterMode):
+    """While entered, counts the floating-point operations of convolutions and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+
+    @property
+    def total(self) -> int:
+        return int(self.get_total_flops())
+
+    def seconds(self, device: torch.device) -> float:
+        """Time of as many in a large matrix product, in bfloat16 or float32, whichever is the faster."""
+        return self.total / max(product_rate(device, kind) for kind in (torch.bfloat16, torch.float32))
+
+
+def floor(
+    ffts: CountFFTs, flops: CountFlops, inputs: Any, outputs_bytes: int, device: torch.device
+) -> tuple[float, str]:
     """Seconds that cannot be avoided, and what they are spent on."""
+    seconds, spent = 0.0, []
     if ffts.calls:
         largest = max(ffts.calls, key=lambda kind: math.prod(kind.grid)).grid
-        return ffts.seconds(device), f"{ffts.volumes} FFTs, {'x'.join(map(str, largest))}"
+        seconds += ffts.seconds(device)
+        spent.append(f"{ffts.volumes} FFTs, {'x'.join(map(str, largest))}")
+    if flops.total > SMALL_FLOPS:
+        seconds += flops.seconds(device)
+        spent.append(f"{flops.total / 1e9:.0f} GFLOP")
+    if spent:
+        return seconds, "; ".join(spent)
     touched = bytes_of(inputs) + outputs_bytes
     return touched / bandwidth(device), f"{touched / 1e6:.0f} MB"
 
@@ -91,6 +117,13 @@ def bandwidth(device: torch.device, size: int = COPY_BYTES) -> float:
     target = torch.empty_like(source)
     times = [clocked(lambda: target.copy_(source), device)[0] for _ in range(6)]
     return 2 * size / median(times[1:])
+
+
+def product_rate(device: torch.device, kind: torch.dtype, size: int = 2048) -> float:
+    """Floating-point operations a second of a product of square matrices of that kind of number."""
+    matrix = torch.ones((size, size), device=device, dtype=kind)
+    times = [clocked(lambda: matrix @ matrix, device)[0] for _ in range(4)]
+    return 2 * size**3 / median(times[1:])
 
 
 def clocked(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

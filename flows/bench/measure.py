@@ -61,10 +61,10 @@ def run_step(case: Case, step: str, repeat: int) -> Row:
 
 
 def measure(row: tuple[str, Shape, int | None, str], ready: Ready, repeat: int) -> Row:
-    """Run once while FFTs are counted, which also warms caches and plans, then at most `repeat` times by the clock."""
+    """Run once while its work is counted, which warms caches and plans, then at most `repeat` times by the clock."""
     device = torch.device(row[0])
-    ffts = floor.CountFFTs()
-    with ffts:
+    ffts, flops = floor.CountFFTs(), floor.CountFlops()
+    with ffts, flops:
         memory = Memory(device)
         seconds, made = floor.clocked(ready.run, device)
     outputs = floor.bytes_of(made)
@@ -76,7 +76,7 @@ def measure(row: tuple[str, Shape, int | None, str], ready: Ready, repeat: int) 
         while len(times) < repeat and sum(times) < ENOUGH_S:
             times.append(_clocked_alone(ready.run, device))
     peak, extra = memory.peak()
-    least, kind = floor.floor(ffts, ready.inputs, outputs, device)
+    least, kind = floor.floor(ffts, flops, ready.inputs, outputs, device)
     return Row(*row, median(times), least, kind, peak, extra, len(times))
 
 

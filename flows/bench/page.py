@@ -22,7 +22,8 @@ timed alone: same sizes, same threads, on arrays that are there already. The cou
 complex one counts as two), the size that of the largest grid. It is the work of the algorithm as it stands: fewer
 iterations would lower it, and the count shows that. For a step without transforms it is the time to pass once over
 all that it reads and writes, at the bandwidth of a large copy. **Ratio** is seconds over that: 1 would be nothing
-but transforms. Where these are a small part of a step (`mask`, `unwrap`, `total-field`), the ratio says how much
+but transforms. Convolutions of a network count at the rate of a large matrix product on the device, in the faster of
+bfloat16 and float32. Where these are a small part of a step (`mask`, `unwrap`, `total-field`), the ratio says how much
 else there is.
 
 **Peak** is the most memory in use while the step ran: on the CPU that of its whole process with libraries and

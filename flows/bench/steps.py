@@ -7,17 +7,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from flows.bench.case import SNR, Case
 from flows.heads import signal_noise
+from models.dip import DIP
+from models.dip.features import Given, educated
+from models.dip.fitting import Fitting
+from models.dipole import Dipole
 from pipeline.background import PARAMS as BACKGROUNDS
 from pipeline.background import remove_background
 from pipeline.field import total_field
-from pipeline.invert import CLASSICAL, FROM_TOTAL, classical_default, invert
+from pipeline.invert import CLASSICAL, FROM_TOTAL, PADDING, classical_default, invert
 from pipeline.mask import make_mask
 from pipeline.r2star import map_r2star
 from pipeline.settings import load
 from pipeline.swi import weight_susceptibility
 from pipeline.unwrap import unwrap
+from pipeline.volumes import bounding_box
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ def steps() -> dict[str, Step]:
         "total-field": Step(_total_field, True),
         **{f"background-{name}": Step(partial(_background, name), False) for name in BACKGROUNDS},
         **{f"invert-{name}": Step(partial(_invert, name), False) for name in CLASSICAL},
+        "invert-dip": Step(partial(_invert, "dip"), False),
+        "dip-step": Step(_dip_step, False),
         "r2star": Step(_r2star, True),
         "swi": Step(_swi, True),
         "default-path": Step(_default_path, True),
@@ -80,6 +89,19 @@ def _invert(method: str, case: Case) -> Ready:
     field = case.field("total" if method in FROM_TOTAL else "local")
     magnitude = case.scan().magnitude.norm(dim=0)
     return Ready((field, magnitude), lambda: invert(field, method, magnitude=magnitude))
+
+
+def _dip_step(case: Case) -> Ready:
+    """One step of the network's fit, forth and back; the classical maps that it sees are there."""
+    local = case.field("local")
+    box = bounding_box(local.mask)
+    inside = local.mask[box]
+    dipole = Dipole(inside.shape, local.grid.voxel_size_mm, local.grid.b0_dir, padding=PADDING, device=local.ppm.device)
+    weight = torch.where(inside, 1 / local.sd_ppm[box].clamp_min(1e-6), 0)
+    given = Given(torch.where(inside, local.ppm[box], 0), weight, dipole)
+    start = given.classical("tv")
+    fitting = Fitting(given, start, educated(given, start), DIP())
+    return Ready(fitting.z, lambda: fitting.step(start))
 
 
 def _r2star(case: Case) -> Ready:

@@ -19,6 +19,7 @@ from flows.cli.look import doctor, explain, inspect, report, settings, status
 from flows.cli.measure import bench, evaluate, grid, step
 from flows.cli.options import INTERNAL, INTERRUPTED
 from flows.cli.reconstruct import demo, run
+from flows.cli.train import train
 from flows.engine import leave
 from pipeline import __version__
 from pipeline.errors import ChironError
@@ -52,6 +53,9 @@ app.command(
     epilog="Exit codes: 0 done, 2 wrong usage or label maps, 13 no such folder, 14 a page that cannot be written, "
     "15 settings, 16 no such device."
 )(grid)
+app.command(epilog="Exit codes: 0 done, 2 wrong usage or label maps, 13 no such folder, 14 output or disk space.")(
+    train
+)
 app.command(epilog="Exit codes: 0 well, 15 an installation or key that is wrong, 16 the device, 18 Prefect.")(doctor)
 app.command()(settings)
 app.command(epilog="Exit codes: 0 done, 2 no such code.")(explain)

@@ -76,10 +76,24 @@ def whole(scan: Simulation, snr: float, methods: Sequence[str], settings: Settin
         return _steps(job.work, scan, snr), rows
 
 
-def _run(job: Job, scan: Simulation, methods: Sequence[str]) -> dict[str, str]:
-    """Run what the methods need of the recipe, the reading of files left out; returns what failed, and why."""
+def as_far_as(stage: str, scan: Simulation, settings: Settings, folder: Path) -> Result:
+    """Run the recipe from the echoes to a stage, in that folder; the stage's result. Raises what stops it."""
+    job = Job(_unnamed(scan), settings, folder)
+    _begin(job, scan)
+    for one in needed(recipe(job.settings), {stage}):
+        run_stage(one, job)
+    return _done(job.work, stage)
+
+
+def _begin(job: Job, scan: Simulation) -> None:
+    """Put the echoes where the reading of files would have left them."""
     echoes = Made({"magnitude": scan.signal.abs(), "phase_rad": scan.signal.angle()}, facts=_read_facts(scan))
     job.work.write("convert", "simulated", echoes, {"stage": "convert", "version": 0, "seconds": 0.0})
+
+
+def _run(job: Job, scan: Simulation, methods: Sequence[str]) -> dict[str, str]:
+    """Run what the methods need of the recipe, the reading of files left out; returns what failed, and why."""
+    _begin(job, scan)
     failed: dict[str, str] = {}
     for stage in needed(recipe(job.settings), {f"invert-{method}" for method in methods}):
         error = next((failed[name] for name in stage.after if name in failed), "")

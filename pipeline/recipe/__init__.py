@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
+from models import weights
 from pipeline.device import peak_memory_bytes, pick_device
 from pipeline.errors import ChironError
 from pipeline.invert import FROM_TOTAL, chosen_methods
@@ -127,6 +128,8 @@ def _key(stage: Stage, job: Job, done: Mapping[str, Result]) -> str:
         key["files"] = job.scan.content_digest()
     if stage.name == "mask" and job.settings.mask.file:
         key["mask"] = _mask_digest(Path(job.settings.mask.file))
+    if stage.name == "invert-dip":
+        key["weights"] = weights.card("dip")["sha256"]
     if stage.name == "quality":
         key["methods"] = chosen_methods(job.settings)
         compared = (job.truth, brain_beside(job.truth)) if job.truth else ()

@@ -57,10 +57,16 @@ def _unmade(found: Found) -> tuple[str, ...]:
     return (f"Not done: {titles}. {done}",)
 
 
+KINDS = {
+    "educated": "a network that learned on simulated heads and was then fitted to this scan",
+    "untrained": "an untrained network fitted to this scan alone",
+}
+
+
 def _remarks(found: Found) -> tuple[str, ...]:
     if found.primary not in NETWORKS:
         return ()
-    kind = "an untrained network fitted to this scan alone" if found.primary == "dip" else "a trained network"
+    kind = KINDS.get(found.facts(f"invert-{found.primary}").get("network", ""), "a trained network")
     beside = f" The {name_of(found.classical)} map is shown beside it." if found.classical else ""
     made = f"The published map was made by {name_of(found.primary)}, {kind}."
     return (f"{made} Such methods are outside the consensus of 2024.{beside}",)

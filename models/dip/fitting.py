@@ -1,0 +1,102 @@
+"""One fit of a network to one scan: the weights it begins with, and what a step does to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import weights
+from models.dip import features
+from models.dip.features import Given
+from models.dip.generator import Axes, Generator
+from models.dip.loss import Loss
+from models.dip.params import DIP
+from models.unet import FoldedUNet, UNet
+
+RELIEF_STEPS = 25  # from one look for the map's edges to the next
+VIEWS: tuple[Axes, ...] = ((), (-1,), (-2,), (-3,), (-1, -2), (-1, -3), (-2, -3), (-1, -2, -3))  # mirror images
+WARM_STEPS = 10  # over which the learning rate rises, while Adam knows the size of the slopes only by a few
+
+
+class Fitting:
+    """A network with all that its fit needs. `seen` are the features of an educated network, None for another.
+
+    An educated one sees another mirror image of the scan at each step, for it learned from all of them.
+    `doubt` (X, Y, Z) is the standard deviation in ppm that an educated network gives to its map, or None.
+    """
+
+    def __init__(self, given: Given, start: Tensor, seen: Tensor | None, params: DIP) -> None:
+        self.params, self.start, self.done = params, start, 0
+        self.random = torch.Generator().manual_seed(params.seed)
+        z = features.untrained(given, start, params, self.random) if seen is None else seen
+        self.z = z.to(memory_format=torch.channels_last_3d)
+        device = given.field.device
+        network = _network(z.shape[1], params).to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        half = _half(params, device)
+        if seen is None:
+            self.views, self.doubt = VIEWS[:1], None
+            self.generator = Generator(network, start, given.mask, half)
+        else:
+            beyond = torch.tensor(features.BEYOND, device=device)
+            self.views = VIEWS
+            self.generator = Generator(network, start, given.mask, half, params.tile, beyond)
+            self.doubt = self.generator.doubt(self.z)
+        self.loss = Loss(given.field, given.weight, given.dipole, params)
+        betas = (0.5, 0.999) if params.preset == "seed" else (0.9, 0.99)
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=params.rate, betas=betas)
+
+    @torch.no_grad()
+    def output(self) -> Tensor:
+        """The map (X, Y, Z) in ppm as it is now, the mean of all views of an educated network."""
+        mean = torch.zeros_like(self.start)
+        for view in self.views:
+            mean += self.generator.chi(self.z, view) / len(self.views)
+        return mean
+
+    def step(self, mean: Tensor) -> tuple[Tensor, float, float]:
+        """Chi (X, Y, Z) before the step, its loss and misfit; edges are relieved where the `mean` so far has them."""
+        if self.done % RELIEF_STEPS == 0:
+            self.loss.relieve(mean)
+        if self.params.preset != "seed":
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.params.rate * min(1.0, (self.done + 1) / WARM_STEPS)
+        z = self.z
+        if self.params.jitter:
+            z = z + self.params.jitter * torch.randn(z.shape, generator=self.random).to(z)
+        self.optimiser.zero_grad(set_to_none=True)
+        view = self.views[(self.params.seed + self.done) % len(self.views)]
+        found = self.generator.descend(z, self.loss, view)
+        self.optimiser.step()
+        self.done += 1
+        return found
+
+
+def _network(inputs: int, params: DIP) -> nn.Module:
+    """The network with the weights that a fit begins with."""
+    if params.network == "educated":
+        tensors, card = learned()
+        network = FoldedUNet(card["inputs"], card["channels"], card["outputs"])
+        network.load_state_dict(tensors)
+        return network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        return UNet(inputs, params.channels, zero_last=params.start != "zero")
+
+
+@cache
+def learned() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The shipped weights and their card."""
+    return weights.load("dip")
+
+
+def _half(params: DIP, device: torch.device) -> bool:
+    if params.precision != "auto":
+        return params.precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    supported: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return supported()

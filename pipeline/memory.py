@@ -1,0 +1,75 @@
+"""Work that may not fit into memory -> the first of its smaller forms that does: whole, in tiles, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from models.dip.generator import BYTES_PER_VOXEL, MARGIN
+from pipeline.errors import ChironError
+
+TILES = (0, 160, 80)  # edges tried, in voxels; 0 is the whole volume at once
+WHOLE_BYTES_PER_VOXEL = 250  # of the volume itself: field, maps, their transforms
+KEPT_FREE = 0.1  # share of the free memory that is left alone
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # of Linux
+UNKNOWN = 1 << 62  # where nobody says how much there is, only trying tells
+
+T = TypeVar("T")
+Rung = tuple[torch.device, int]
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What can still be had: of the card, or of this machine within the limit that its container sets."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if not MEMINFO.exists():
+        return UNKNOWN
+    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return min(free, int(limit) - int(used)) if limit != "max" else free
+    except OSError:
+        return free
+
+
+def needed_bytes(shape: Sequence[int], tile: int) -> int:
+    """An upper estimate of what fitting the educated network takes, on the whole volume or in tiles of that edge."""
+    at_once = prod(min(n, tile + 2 * MARGIN) if tile else n for n in shape)
+    return at_once * BYTES_PER_VOXEL + prod(shape) * WHOLE_BYTES_PER_VOXEL
+
+
+def rungs(shape: Sequence[int], device: torch.device, asked_tile: int, tiled: bool) -> Iterator[Rung]:
+    """Device and tile to try in turn: on each device the whole, then tiles, as far as the estimate says that they fit.
+
+    The smallest on each device is always tried: the estimate may be too high.
+    """
+    tiles = (asked_tile,) if asked_tile else TILES if tiled else (0,)
+    for where in dict.fromkeys((device, torch.device("cpu"))):
+        free = (1 - KEPT_FREE) * free_memory_bytes(where)
+        yield from ((where, tile) for tile in tiles if tile == tiles[-1] or needed_bytes(shape, tile) <= free)
+
+
+def first_that_fits(work: Callable[[torch.device, int], T], tries: Iterator[Rung]) -> tuple[T, list[str]]:
+    """The result of the first rung that has memory enough, and what was too large; R002 where all were."""
+    too_large: list[str] = []
+    for device, tile in tries:
+        try:
+            return work(device, tile), too_large
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        too_large.append(f"tiles of {tile} on {device}" if tile else f"the whole on {device}")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    raise ChironError("R002", "too little memory for " + ", ".join(too_large), "memory for the smallest tiles")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch (card or CPU) or Python says that memory is at its end."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said
