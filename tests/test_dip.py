@@ -24,7 +24,7 @@ from models.unet import FoldedUNet
 
 SMALL = DIP(
     network="untrained", input="noise", channels=(4, 8), inputs=3, strength=20, iterations=8, rate=0.003,
-    window=20, patience=60, precision="float32",
+    discrepancy=1, window=20, patience=60, precision="float32",
 )  # fmt: skip
 LEARNED = DIP(iterations=3, discrepancy=0, precision="float32")
 

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from flows.demo import simulate
+from models.dip import Found
 from pipeline.find import find
 from pipeline.publish import publish, read_manifests, verify
 from pipeline.recipe import Job, reconstruct
@@ -36,10 +36,10 @@ def fitted(classical: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     """Do all stages of that head with a network that is a function: of the field, to the uncertainty or None."""
 
     def run(fit: Callable[[torch.Tensor], torch.Tensor | None], *words: str) -> Job:
-        def reconstruct_by(field: torch.Tensor, *rest: Any) -> SimpleNamespace:
+        def reconstruct_by(field: torch.Tensor, *rest: Any) -> Found:
             spread = fit(field)
             chi = field if spread is not None else torch.full_like(field, float("nan"))
-            return SimpleNamespace(chi_ppm=chi, uncertainty_ppm=spread, facts={"loss": [3.0, 2.0], "stopped_at": 2})
+            return Found(chi, {"loss": [3.0, 2.0], "stopped_at": 2}, spread)
 
         monkeypatch.setattr("models.dip.reconstruct", reconstruct_by)
         work = shutil.copytree(classical.folder, tmp_path / "work")

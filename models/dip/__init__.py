@@ -4,7 +4,7 @@ Ulyanov 2018 (arXiv 1711.10925) applied to the dipole inversion: the weights the
 field of chi = start + G_theta(z) agrees with the measured one, z a fixed input. The network takes up structure sooner
 than noise, so the fit is stopped early. By default its weights begin where training on simulated heads has left them
 (educated warm start, Barbano 2022, arXiv 2111.11926), z is what the scan offers: classical maps, the field and its
-noise; and the weights are fitted only where the map does not agree with the field already.
+noise; and the weights are fitted only where its map is far from the field.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = ["DIP", "Found", "learned", "reconstruct", "resolved"]
 Progress = Callable[[float, str], None]
 
 MOVES = 8  # conjugate gradients towards the field
+MEDIAN = 0.4549  # of the square of a normal number
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,12 @@ def reconstruct(
 
 
 def _map(fitting: Fitting, given: Given, stop: Stopping, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
-    """One map and its facts. What an educated network makes of the scan is left alone where it agrees with the field;
-    where not, it is moved towards the field, and where that is not enough, the network is fitted."""
+    """One map and its facts. What an educated network makes of the scan is left alone unless it is far from the field;
+    then it is moved towards the field, and where that is not enough, the network is fitted.
+
+    It has learned what background removal leaves in a field, and is right not to follow it: in scans whose truth is
+    known the misfit of the better map is up to 20 by the median, and drawing it to the field costs up to a quarter.
+    """
     params = fitting.params
     if fitting.doubt is None:
         chi = _fit(fitting, given.mask, stop, progress)
@@ -135,9 +140,10 @@ def moved(chi: Tensor, by_ppm: Tensor, target: float, given: Given) -> Tensor:
 
 
 def misfit(chi: Tensor, given: Given) -> float:
-    """Mean square misfit in units of the noise."""
+    """Square misfit in units of the noise, 1 where there is nothing else: by its median, for a map that is better than
+    the field at the rim must not be drawn to it."""
     off = given.weight * (given.dipole.forward(chi) - given.field)
-    return float(off[given.mask].square().mean())
+    return float(off[given.mask].square().median()) / MEDIAN
 
 
 def _share(step: int, params: DIP, began: float) -> float:

@@ -39,10 +39,7 @@ class DIP:
     jitter: float = param(0.03, "standard deviation of the noise added to the input at each step", 0, 1)
     average: float = param(0.9, "share of the running mean of the outputs that is kept at each step", 0, 0.999)
     discrepancy: float = param(
-        2.0,
-        "mean square misfit, in units of noise, that needs no fit or ends it; with coarse voxels the truth has 2",
-        0,
-        100,
+        50.0, "misfit in units of noise, by its median, below which an educated map is left; ends a fit", 0, 1e6
     )
     window: int = param(10, "steps over which the variance of the output is watched", 2, 1000)
     patience: int = param(20, "stop when that variance has not fallen for so many steps", 1, 100000)

@@ -56,7 +56,7 @@ _INVERTED = {
     "nltv": "nonlinear total variation, solved by ADMM",
     "medi": "morphology enabled dipole inversion, solved by ADMM",
     "tfi": "inversion of the total field in one step",
-    "dip": "Deep Image Prior, a network fitted to the scan",
+    "dip": "Deep Image Prior, a network with weights learned on simulated heads unless stated",
     "diffusion": "posterior sampling with a diffusion prior",
     "cyclegan": "a physics-informed cycle-consistent network",
 }

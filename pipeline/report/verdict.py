@@ -58,7 +58,7 @@ def _unmade(found: Found) -> tuple[str, ...]:
 
 
 KINDS = {
-    "educated": "a network that learned on simulated heads and was then fitted to this scan",
+    "educated": "a network that learned on simulated heads and is fitted only to a scan that it does not explain",
     "untrained": "an untrained network fitted to this scan alone",
 }
 
