@@ -28,8 +28,8 @@ from pipeline.find import Export, Ignored, Scan, SetAside
 from pipeline.publish import prepare
 from pipeline.settings import Settings, load, parse, sections
 
-COMMANDS = ("run", "demo", "inspect", "step", "evaluate", "bench", "grid", "doctor", "settings", "explain", "status",
-            "report")  # fmt: skip
+COMMANDS = ("run", "demo", "inspect", "step", "train", "evaluate", "bench", "grid", "doctor", "settings", "explain",
+            "status", "report")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
