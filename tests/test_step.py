@@ -16,6 +16,7 @@ import torch
 import flows.watch
 from flows.cli import execute
 from flows.step import STAGES, Artefacts, _noise, overrides, run_step
+from models.dip import Found
 from models.dipole import Dipole
 from pipeline.errors import ChironError
 from pipeline.settings import load
@@ -203,11 +204,11 @@ def test_the_time_budget_and_the_progress_reach_the_fit(
 ) -> None:
     budgets = []
 
-    def fit(field: torch.Tensor, weight: torch.Tensor, dipole: Dipole, params: Any, progress: Any) -> SimpleNamespace:
+    def fit(field: torch.Tensor, weight: torch.Tensor, dipole: Dipole, params: Any, progress: Any) -> Found:
         budgets.append(params.seconds)
         clock.now += 40
         progress(0.5, "step 1")
-        return SimpleNamespace(chi_ppm=field, uncertainty_ppm=None, facts={})
+        return Found(field, {})
 
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(flows.watch, "time", SimpleNamespace(monotonic=lambda: clock.now))
