@@ -291,3 +291,33 @@ def test_a_map_is_not_moved_below_the_noise(p: Phantom) -> None:
 def test_it_ends_nearer_to_the_field_than_its_network(p: Phantom) -> None:
     free, held = (run(p, replace(LEARNED, trust=trust)).facts["last_misfit"] for trust in (0.0, 0.5))
     assert held < free
+
+
+def ball(chi_of: Any) -> tuple[torch.Tensor, torch.Tensor, Phantom]:
+    """Squared distance from the middle in mm, chi of it, and its noisy field in a ball: what no head looks like."""
+    shape, sd = (64, 64, 48), 0.002
+    x, y, z = torch.meshgrid(*(torch.arange(float(n)) - n / 2 for n in shape), indexing="ij")
+    inside, r2 = x**2 + y**2 + (1.3 * z) ** 2 < 29**2, x**2 + y**2 + z**2
+    chi, dipole = chi_of(r2), Dipole(shape, (1, 1, 1), (0, 0, 1), padding=0.2)
+    noise = sd * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    field = torch.where(inside, dipole.forward(chi) + noise, 0)
+    return chi, inside, replace(phantom(), chi=chi, field=field, weight=inside / sd, dipole=dipole)
+
+
+def test_what_it_invents_of_an_empty_field_is_small() -> None:
+    _, inside, p = ball(torch.zeros_like)
+    made = run(p, DIP(precision="float32")).chi_ppm[inside]
+    assert float((made - made.median()).abs().mean()) < 0.01
+
+
+@pytest.mark.parametrize(("chi_ppm", "radius_mm", "within"), [(1.0, 6, 0.05), (-3.0, 5, 0.05), (0.1, 8, 0.2)])
+def test_a_lone_sphere_keeps_its_sign_and_most_of_its_moment(chi_ppm: float, radius_mm: float, within: float) -> None:
+    chi, inside, p = ball(lambda r2: chi_ppm * (r2 < radius_mm**2))
+    made = run(p, DIP(precision="float32")).chi_ppm
+    around = made[inside & (chi == 0)].median()
+    assert float(made[chi != 0].mean() - around) == pytest.approx(chi_ppm, rel=within)
+
+
+def test_seeds_cost_nothing_where_there_is_no_fit(p: Phantom) -> None:
+    one, three = (run(p, replace(LEARNED, discrepancy=1e6, seeds=seeds)) for seeds in (1, 3))
+    assert torch.equal(one.chi_ppm, three.chi_ppm) and "runs" not in three.facts

@@ -534,3 +534,15 @@ def test_a_small_scan_takes_seconds_and_a_page_stays_small(tmp_path: Path) -> No
     page = write_report(work, "sub-1", RTS)
     assert time.perf_counter() - started < 8
     assert len(page.encode()) < 4_000_000
+
+
+@pytest.mark.parametrize(("network", "said"), [("educated", True), ("untrained", False)])
+def test_the_page_says_whether_a_learned_network_was_fitted_to_the_scan(
+    network: str, said: bool, tmp_path: Path
+) -> None:
+    work = scan(tmp_path, made=("dip", "rts"))
+    ending = "no fit: the misfit is 1.23 as it is"
+    write(work, "invert-dip", {"chi_ppm": torch.zeros(SHAPE)}, method="dip", network=network, stop_reason=ending)
+    page = write_report(work, "sub-1", parse({"method": "dip", "also": ["rts"]}))
+    assert (f"Here: {ending}." in page) == said
+    assert ("learned on simulated heads and is fitted only" in page) == said

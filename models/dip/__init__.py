@@ -71,6 +71,8 @@ def reconstruct(
         chi, facts = _map(fitting, given, Stopping(one, began), done)
         maps.append(chi)
         runs.append({**facts, "seed": one.seed})
+        if seen is not None and not facts["loss"]:
+            break  # without a fit every seed gives this map
     facts = {**runs[0], "network": params.network, "seconds": round(time.monotonic() - began, 2)}
     if seen is not None:
         facts["weights"] = learned()[1]["sha256"]
@@ -124,7 +126,7 @@ def _fit(fitting: Fitting, mask: Tensor, stop: Stopping, progress: Progress) -> 
 def moved(chi: Tensor, by_ppm: Tensor, target: float, given: Given) -> Tensor:
     """chi + u with |W (D (chi + u) - f)|^2 + |u / by_ppm|^2 the least, by conjugate gradients: data consistency.
 
-    It ends as soon as the mean square misfit has come down to `target`, for what lies below is noise, and streaks.
+    It ends as soon as the `misfit` has come down to `target`, for what lies below is noise, and streaks.
     """
     if misfit(chi, given) <= target:
         return chi

@@ -66,9 +66,12 @@ KINDS = {
 def _remarks(found: Found) -> tuple[str, ...]:
     if found.primary not in NETWORKS:
         return ()
-    kind = KINDS.get(found.facts(f"invert-{found.primary}").get("network", ""), "a trained network")
+    facts = found.facts(f"invert-{found.primary}")
+    kind = KINDS.get(facts.get("network", ""), "a trained network")
     beside = f" The {name_of(found.classical)} map is shown beside it." if found.classical else ""
-    made = f"The published map was made by {name_of(found.primary)}, {kind}."
+    ending = facts.get("stop_reason")
+    how = f" Here: {ending}." if facts.get("network") == "educated" and ending else ""
+    made = f"The published map was made by {name_of(found.primary)}, {kind}.{how}"
     return (f"{made} Such methods are outside the consensus of 2024.{beside}",)
 
 
