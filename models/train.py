@@ -79,10 +79,11 @@ def crop(one: Example, draw: random.Random) -> tuple[Tensor, Tensor, Tensor, Ten
 class Trainer:
     """Network, running mean of its weights, optimiser, steps done: what a checkpoint holds."""
 
-    def __init__(self, seed: int, rate: float) -> None:
+    def __init__(self, seed: int, rate: float, device: torch.device | str = "cpu") -> None:
         torch.manual_seed(seed)
+        self.device = torch.device(device)
         self.draw, self.rate, self.steps = random.Random(seed), rate, 0
-        self.network = FoldedUNet(CHANNELS, WIDTHS, OUTPUTS).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network = FoldedUNet(CHANNELS, WIDTHS, OUTPUTS).to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.mean = copy.deepcopy(self.network)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-4)
 
@@ -91,9 +92,10 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate * min(1, (self.steps + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * share))
         chosen = [self.draw.choice(examples) for _ in range(BATCH)]
-        z, base, chi, inside = (torch.stack(v) for v in zip(*(crop(e, self.draw) for e in chosen), strict=True))
-        size = torch.tensor([e.error for e in chosen]).sqrt().view(-1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        parts = zip(*(crop(e, self.draw) for e in chosen), strict=True)
+        z, base, chi, inside = (torch.stack(part).to(self.device) for part in parts)
+        size = torch.tensor([e.error for e in chosen], device=self.device).sqrt().view(-1, 1, 1, 1)
+        with torch.autocast(self.device.type, torch.bfloat16):
             out = self.network(z.to(memory_format=torch.channels_last_3d))
         off = (base + SCALE_PPM * out[:, 0].float() - chi) * inside
         doubt = DOUBT_PPM * out[:, 1].float().clamp(-4, 6).exp()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.options import Device
+
 
 def train(
     method: Annotated[str, typer.Argument(help="dip: the weights that Deep Image Prior begins with.")],
@@ -21,6 +23,7 @@ def train(
     first: Annotated[int, typer.Option(help="Number of the first scan; others make other scans.", min=0)] = 1000,
     seed: Annotated[int, typer.Option(help="Of weights and crops.", min=0)] = 1,
     rate: Annotated[float, typer.Option(help="Learning rate at its highest.", min=1e-7, max=1)] = 0.001,
+    device: Device = None,
 ) -> None:
     """Train a network on simulated heads of known susceptibility; no patient's data is used or needed.
 
@@ -34,7 +37,7 @@ def train(
 
     if method != "dip":
         raise typer.BadParameter(f"no training for {method!r}; there is dip")
-    plan = Plan(scans, minutes, first, seed, rate, labels)
+    plan = Plan(scans, minutes, first, seed, rate, labels, device or "auto")
     try:
         card = train_dip(folder, plan, lambda word: print(word, file=sys.stderr, flush=True))
     except OSError as error:

@@ -15,6 +15,7 @@ from models.dip.features import CHANNELS
 from models.train import OUTPUTS, WIDTHS, Trainer, save_example, train
 from models.weights import store
 from pipeline import __version__
+from pipeline.device import pick_device
 from pipeline.errors import ChironError
 
 Say = Callable[[str], None]
@@ -30,21 +31,24 @@ class Plan:
     seed: int = 1
     rate: float = 0.001
     labels: Path | None = None
+    device: str = "auto"
 
 
 def train_dip(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     """Make the examples that are missing in `folder`/examples, train, write `dip.safetensors` and its card `dip.json`.
 
-    Goes on from `folder`/checkpoint.pt where there is one. Returns the card. X002 where no example could be made.
+    Goes on from `folder`/checkpoint.pt where there is one. Returns the card. X002 where no example could be made, R001
+    for a device that is not there.
     """
+    device = pick_device(plan.device)
     examples, checkpoint = folder / "examples", folder / "checkpoint.pt"
     examples.mkdir(parents=True, exist_ok=True)
     maps = label_maps(plan.labels) if plan.labels else []
     for number in range(plan.first, plan.first + plan.scans):
         _make(number, maps, examples, say)
-    trainer = Trainer(plan.seed, plan.rate)
+    trainer = Trainer(plan.seed, plan.rate, device)
     if checkpoint.exists():
-        trainer.resume(torch.load(checkpoint, weights_only=True))
+        trainer.resume(torch.load(checkpoint, weights_only=True, map_location=device))
         say(f"going on from step {trainer.steps}")
     try:
         train(examples, trainer, 60 * plan.minutes, checkpoint, say)
