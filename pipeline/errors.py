@@ -79,9 +79,15 @@ CATALOGUE: dict[str, Fault] = {
     "R001": Fault("the asked device is not there", "refuse", "Use --device cpu or auto.", 16),
     "R002": Fault("out of memory", "set aside", "Use a machine with more memory, or --device cpu."),
     "R003": Fault("a job beyond its time limit", "set aside", "Look at the machine, then run again."),
+    "R004": Fault(
+        "a volume too large for the memory", "set aside", "Use a machine with more memory, or fewer workers at once."
+    ),
     "R005": Fault("an unexpected failure of our own", "set aside", "Send the code and the trace to the developers.", 1),
     "R006": Fault("another run works on this scan", "refuse", "Wait for it to end.", 17),
     "R007": Fault("the orchestrator cannot be reached", "refuse", "Check PREFECT_API_URL, or unset it.", 18),
+    "R008": Fault(
+        "a process that died at its work", "set aside", "Look for what kills processes (often memory); run again."
+    ),
     "M001": Fault("a reconstruction that diverged", "warn", "The classical map was published in its place."),
     "M002": Fault(
         "an image beside the map that could not be made", "warn", "The map is sound; send the code to the developers."
