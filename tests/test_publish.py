@@ -20,10 +20,10 @@ import pytest
 import torch
 
 import pipeline.publish as publishing
+from pipeline import ledger
 from pipeline.errors import ChironError, Decision, Notice
 from pipeline.find import Scan, SetAside
 from pipeline.publish import already_published, prepare, publish, read_manifests, record_set_aside, swap, verify
-from pipeline.publish import manifest as ledger
 from pipeline.publish.nifti import image_bytes
 from pipeline.publish.sidecars import ALLOWED, RESEARCH_USE, sidecar
 from pipeline.recipe import Job

@@ -1,7 +1,7 @@
 """A scan's work folder -> its results in the output dataset, all or nothing; or, where it failed, a record of why.
 
 At any instant a published session is absent, the previous version, or complete with every hash of its manifest right.
-A failure never touches what is published.
+A failure never touches what is published. What another result takes the place of is kept in the private folder.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 import pipeline
-from pipeline.errors import ChironError, Notice
+from pipeline.errors import ChironError, Decision, Notice
 from pipeline.find import SetAside
 from pipeline.invert import chosen_methods
+from pipeline.ledger import NAME, Record, read, read_manifests, records_of, version_folder, versions
 from pipeline.publish import manifest as ledger
 from pipeline.publish.dataset import cite, prepare, private
 from pipeline.publish.images import images
-from pipeline.publish.manifest import Damage, read_manifests, verify
+from pipeline.publish.manifest import Damage, verify
 from pipeline.publish.sidecars import as_json
-from pipeline.publish.swap import locked, put, recover
+from pipeline.publish.swap import keep, locked, put, recover, was_held
 from pipeline.recipe import Job, recipe
 from pipeline.report import citations, write_report
 from pipeline.work import Result, disk_error
@@ -35,7 +36,10 @@ __all__ = [
     "publish",
     "read_manifests",
     "record_set_aside",
+    "records_of",
+    "recover_all",
     "verify",
+    "versions",
 ]
 
 
@@ -69,7 +73,7 @@ def already_published(output: Path, job: Job) -> bool:
         "settings": ledger.plain_settings(job.settings),
         "methods": list(chosen_methods(job.settings)),
     }
-    for found in read_manifests(output):
+    for found in records_of(output, job.scan.label):
         same = all(found[name] == value for name, value in wanted.items())
         if same and found["software"]["chiron"] == pipeline.__version__:
             return found["input_digest"] == job.scan.content_digest() and ledger.intact(output, found)
@@ -90,7 +94,21 @@ def record_set_aside(output: Path, found: Iterable[SetAside]) -> None:
         content = as_json(ledger.manifest([ledger.aside_record(one) for one in ones]))
         with _coded(), locked(private(output) / "locks" / f"set-aside_{label}.lock"):
             recover(aside, final)
-            put(aside, final, {ledger.NAME: content})
+            put(aside, final, {NAME: content})
+
+
+def recover_all(output: Path) -> list[str]:
+    """Put right what interrupted publications left, but for those that go on; returns what was left, by name."""
+    found = []
+    for aside in sorted((private(output) / "publish").glob("*")):
+        kind, _, label = aside.name.rpartition("_sub-")
+        label = f"sub-{label}" if kind else aside.name
+        final = output / kind / label if kind else output / session_of(label)
+        lock = f"{kind}_{label}" if kind == "set-aside" else label.split("_")[0]
+        with _coded(), suppress_held(), locked(private(output) / "locks" / f"{lock}.lock", 0):
+            recover(aside, final)
+            found.append(aside.name)
+    return found
 
 
 def _publish_results(job: Job, output: Path) -> Published:
@@ -100,7 +118,7 @@ def _publish_results(job: Job, output: Path) -> Published:
     recover(aside, output / folder)
     stages = _proven_stages(job)
     quality = stages["quality"].facts
-    before = ledger.read(output / folder)
+    before = read(output / folder)
     report = f"{scan.label}_qsm.html"
     methods, lost = _sound_methods(stages, quality["primary"])
     files = images(scan.label, folder, job.settings, methods, stages)
@@ -109,10 +127,15 @@ def _publish_results(job: Job, output: Path) -> Published:
     own = _record(job, stages, None, quality["verdict"]["level"], files)
     own["warnings"] += lost
     others = [r for r in before if r["label"] != scan.label]
-    stale = frozenset(name for r in before if r["label"] == scan.label for name in r["files"])
-    files[ledger.NAME] = as_json(ledger.manifest([*others, own]))
+    replaced = [r for r in before if r["label"] == scan.label]
+    own["decisions"] += [_superseding(r) for r in replaced if r["input_digest"] != own["input_digest"]]
+    files[NAME] = as_json(ledger.manifest([*others, own]))
     cite(output, own["citations"])
-    put(aside, output / folder, files, stale)
+    for record in replaced:
+        if record["files"] != own["files"]:
+            content = as_json(ledger.manifest([record]))
+            keep(aside, output / folder, record["files"], {NAME: content}, output / version_folder(record, content))
+    put(aside, output / folder, files, frozenset(name for r in replaced for name in r["files"]))
     shutil.rmtree(output / "failed" / scan.label, ignore_errors=True)
     return Published(scan.label, output / folder, output / folder / report, "published", own["verdict"])
 
@@ -130,7 +153,7 @@ def _publish_failure(job: Job, output: Path, failure: ChironError) -> Published:
         lost = [_warning("report", "R005", f"the report could not be made ({type(error).__name__})")]
     own = _record(job, stages, failure, "do not use", files)
     own["warnings"] += lost
-    files[ledger.NAME] = as_json(ledger.manifest([own]))
+    files[NAME] = as_json(ledger.manifest([own]))
     put(aside, final, files)
     return Published(label, final, final / f"{label}_qsm.html", "failed", "do not use")
 
@@ -149,13 +172,18 @@ def _holds_numbers(inversion: Result) -> bool:
 
 def _record(
     job: Job, stages: dict[str, Result], failure: ChironError | None, verdict: str, files: dict[str, bytes]
-) -> ledger.Record:
+) -> Record:
     return {
         **ledger.record(job.scan, job.settings, chosen_methods(job.settings), stages, failure),
         "verdict": verdict,
         "citations": [paper.text for paper in citations({name: result.facts for name, result in stages.items()})],
         "files": ledger.files_entry(files),
     }
+
+
+def _superseding(before: Record) -> dict[str, str]:
+    why = f"not the files of the result of {before['finished']}, which is kept as an old version"
+    return {"stage": "publish", **Decision("input", "another", why).json()}
 
 
 def _warning(stage: str, code: str, text: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ IGNORED_BY_BIDS = (
     "failed/",
     "set-aside/",
     "CITATION.md",
+    "summary.html",
     "**/manifest.json",
     "*_qc.json",
     "*_qsm.html",

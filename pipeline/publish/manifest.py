@@ -6,7 +6,6 @@ A manifest is `{"format": 1, "scans": [record, ...]}`, one in each session's fol
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +18,11 @@ from typing import Any
 import pipeline
 from pipeline.errors import ChironError
 from pipeline.find import Scan, SetAside
+from pipeline.ledger import FORMAT, Record, read_manifests
 from pipeline.settings import Settings
 from pipeline.work import Result, file_digest
 
-FORMAT = 1
-NAME = "manifest.json"
 LIBRARIES = ("torch", "numpy", "scipy", "numba", "nibabel", "pydicom", "SimpleITK", "dcm2niix")
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -115,16 +111,6 @@ def files_entry(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
     }
 
 
-def read(folder: Path) -> list[Record]:
-    """The records of the manifest in `folder`; none where there is no manifest that can be read."""
-    try:
-        manifest = json.loads((folder / NAME).read_text())
-        scans = manifest["scans"] if manifest["format"] == FORMAT else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return list(scans)
-
-
 def manifest(records: list[Record]) -> dict[str, Any]:
     return {"format": FORMAT, "scans": sorted(records, key=lambda r: r["label"])}
 
@@ -132,14 +118,6 @@ def manifest(records: list[Record]) -> dict[str, Any]:
 def session_folder(scan: Scan) -> str:
     """`sub-x/ses-y`, or `sub-x` where the scan has no session; relative to the dataset."""
     return f"sub-{scan.subject}/ses-{scan.session}" if scan.session else f"sub-{scan.subject}"
-
-
-def read_manifests(output: Path) -> list[Record]:
-    """Every record below `output`, with its `folder` relative to it: what is published, then what failed since."""
-    published = [r for folder in _folders(output, "sub-*", "sub-*/ses-*") for r in _located(output, folder)]
-    latest = {r["label"]: r["finished"] for r in published}
-    failed = [r for folder in _folders(output, "failed/*", "set-aside/*") for r in _located(output, folder)]
-    return published + [r for r in failed if r["finished"] >= latest.get(r["label"], "")]
 
 
 def verify(output: Path) -> list[Damage]:
@@ -162,14 +140,6 @@ def _damage(output: Path, located: Record) -> Iterator[Damage]:
             continue
         if not same:
             yield Damage(located["label"], file, "changed")
-
-
-def _folders(output: Path, *patterns: str) -> list[Path]:
-    return sorted(path for pattern in patterns for path in output.glob(pattern) if path.is_dir())
-
-
-def _located(output: Path, folder: Path) -> list[Record]:
-    return [{**r, "folder": folder.relative_to(output).as_posix()} for r in read(folder)]
 
 
 def _now() -> str:
