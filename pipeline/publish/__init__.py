@@ -1,7 +1,7 @@
 """A scan's work folder -> its results in the output dataset, all or nothing; or, where it failed, a record of why.
 
 At any instant a published session is absent, the previous version, or complete with every hash of its manifest right.
-A failure never touches what is published. What another result takes the place of is kept in the private folder.
+A failure never touches what is published.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 import pipeline
-from pipeline.errors import ChironError, Decision, Notice
+from pipeline.errors import ChironError, Notice
 from pipeline.find import SetAside
 from pipeline.invert import chosen_methods
-from pipeline.ledger import NAME, Record, read, read_manifests, records_of, version_folder, versions
+from pipeline.ledger import NAME, Record, read, read_manifests
 from pipeline.publish import manifest as ledger
 from pipeline.publish.dataset import cite, prepare, private
 from pipeline.publish.images import images
 from pipeline.publish.manifest import Damage, verify
 from pipeline.publish.sidecars import as_json
-from pipeline.publish.swap import keep, locked, put, recover, was_held
+from pipeline.publish.swap import locked, put, recover
 from pipeline.recipe import Job, recipe
 from pipeline.report import citations, write_report
 from pipeline.work import Result, disk_error
@@ -36,10 +36,7 @@ __all__ = [
     "publish",
     "read_manifests",
     "record_set_aside",
-    "records_of",
-    "recover_all",
     "verify",
-    "versions",
 ]
 
 
@@ -73,7 +70,7 @@ def already_published(output: Path, job: Job) -> bool:
         "settings": ledger.plain_settings(job.settings),
         "methods": list(chosen_methods(job.settings)),
     }
-    for found in records_of(output, job.scan.label):
+    for found in read_manifests(output):
         same = all(found[name] == value for name, value in wanted.items())
         if same and found["software"]["chiron"] == pipeline.__version__:
             return found["input_digest"] == job.scan.content_digest() and ledger.intact(output, found)
@@ -97,20 +94,6 @@ def record_set_aside(output: Path, found: Iterable[SetAside]) -> None:
             put(aside, final, {NAME: content})
 
 
-def recover_all(output: Path) -> list[str]:
-    """Put right what interrupted publications left, but for those that go on; returns what was left, by name."""
-    found = []
-    for aside in sorted((private(output) / "publish").glob("*")):
-        kind, _, label = aside.name.rpartition("_sub-")
-        label = f"sub-{label}" if kind else aside.name
-        final = output / kind / label if kind else output / session_of(label)
-        lock = f"{kind}_{label}" if kind == "set-aside" else label.split("_")[0]
-        with _coded(), suppress_held(), locked(private(output) / "locks" / f"{lock}.lock", 0):
-            recover(aside, final)
-            found.append(aside.name)
-    return found
-
-
 def _publish_results(job: Job, output: Path) -> Published:
     """Compose every file in memory, the manifest last, and put them in place at once."""
     scan, folder = job.scan, ledger.session_folder(job.scan)
@@ -127,15 +110,10 @@ def _publish_results(job: Job, output: Path) -> Published:
     own = _record(job, stages, None, quality["verdict"]["level"], files)
     own["warnings"] += lost
     others = [r for r in before if r["label"] != scan.label]
-    replaced = [r for r in before if r["label"] == scan.label]
-    own["decisions"] += [_superseding(r) for r in replaced if r["input_digest"] != own["input_digest"]]
+    stale = frozenset(name for r in before if r["label"] == scan.label for name in r["files"])
     files[NAME] = as_json(ledger.manifest([*others, own]))
     cite(output, own["citations"])
-    for record in replaced:
-        if record["files"] != own["files"]:
-            content = as_json(ledger.manifest([record]))
-            keep(aside, output / folder, record["files"], {NAME: content}, output / version_folder(record, content))
-    put(aside, output / folder, files, frozenset(name for r in replaced for name in r["files"]))
+    put(aside, output / folder, files, stale)
     shutil.rmtree(output / "failed" / scan.label, ignore_errors=True)
     return Published(scan.label, output / folder, output / folder / report, "published", own["verdict"])
 
@@ -179,11 +157,6 @@ def _record(
         "citations": [paper.text for paper in citations({name: result.facts for name, result in stages.items()})],
         "files": ledger.files_entry(files),
     }
-
-
-def _superseding(before: Record) -> dict[str, str]:
-    why = f"not the files of the result of {before['finished']}, which is kept as an old version"
-    return {"stage": "publish", **Decision("input", "another", why).json()}
 
 
 def _warning(stage: str, code: str, text: str) -> dict[str, str]:
