@@ -5,22 +5,45 @@ A manifest is `{"format": 1, "scans": [record, ...]}`, one in each session's fol
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 FORMAT = 1
 NAME = "manifest.json"
+KEPT = ".chiron/versions"  # what stood published before, until it is pruned
 
 Record = dict[str, Any]
 
 
 def read_manifests(output: Path) -> list[Record]:
     """Every record below `output`, with its `folder` relative to it: what is published, then what failed since."""
-    published = [r for folder in _folders(output, "sub-*", "sub-*/ses-*") for r in _located(output, folder)]
-    latest = {r["label"]: r["finished"] for r in published}
-    failed = [r for folder in _folders(output, "failed/*", "set-aside/*") for r in _located(output, folder)]
-    return published + [r for r in failed if r["finished"] >= latest.get(r["label"], "")]
+    return _told(output, _folders(output, "sub-*", "sub-*/ses-*"), _folders(output, "failed/*", "set-aside/*"))
+
+
+def records_of(output: Path, label: str) -> list[Record]:
+    """What `read_manifests` tells of one scan; only its session's folder and what failed under its label are read."""
+    failed = [output / "failed" / label, output / "set-aside" / label]
+    return [r for r in _told(output, [output / session_of(label)], failed) if r["label"] == label]
+
+
+def versions(output: Path, label: str) -> list[Record]:
+    """Records of what stood published before for a scan, oldest first, each with the `folder` that it is kept in."""
+    kept = [r for folder in _folders(output / KEPT / _flat(label), "*") for r in _located(output, folder)]
+    now = [_bare(r) for r in records_of(output, label)]
+    return sorted((r for r in kept if r["label"] == label and _bare(r) not in now), key=lambda r: str(r["finished"]))
+
+
+def session_of(label: str) -> str:
+    """The folder that holds a scan, relative to the output: `sub-x/ses-y`, or `sub-x` where there is no session."""
+    return "/".join(part for part in label.split("_") if part.startswith(("sub-", "ses-")))
+
+
+def version_folder(record: Record, content: bytes) -> str:
+    """Where a published scan is kept once another result takes its place; `content` is the manifest of it alone."""
+    moment = "".join(c for c in record["finished"][:19] if c in "0123456789T")
+    return f"{KEPT}/{_flat(record['label'])}/{moment}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def read(folder: Path) -> list[Record]:
@@ -33,9 +56,25 @@ def read(folder: Path) -> list[Record]:
     return list(scans)
 
 
+def _told(output: Path, published: list[Path], failed: list[Path]) -> list[Record]:
+    """The records in folders of results, and of the failures those that no later result outdates."""
+    stand = [r for folder in published for r in _located(output, folder)]
+    latest = {r["label"]: r["finished"] for r in stand}
+    since = [r for folder in failed for r in _located(output, folder)]
+    return stand + [r for r in since if r["finished"] >= latest.get(r["label"], "")]
+
+
 def _folders(output: Path, *patterns: str) -> list[Path]:
     return sorted(path for pattern in patterns for path in output.glob(pattern) if path.is_dir())
 
 
 def _located(output: Path, folder: Path) -> list[Record]:
     return [{**r, "folder": folder.relative_to(output).as_posix()} for r in read(folder)]
+
+
+def _bare(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name != "folder"}
+
+
+def _flat(label: str) -> str:
+    return session_of(label).replace("/", "_")

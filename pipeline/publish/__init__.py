@@ -1,7 +1,7 @@
 """A scan's work folder -> its results in the output dataset, all or nothing; or, where it failed, a record of why.
 
 At any instant a published session is absent, the previous version, or complete with every hash of its manifest right.
-A failure never touches what is published.
+A failure never touches what is published. What another result takes the place of is kept in the private folder.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 import pipeline
-from pipeline.errors import ChironError, Notice
+from pipeline.errors import ChironError, Decision, Notice
 from pipeline.find import SetAside
 from pipeline.invert import chosen_methods
-from pipeline.ledger import NAME, Record, read, read_manifests
+from pipeline.ledger import NAME, Record, read, read_manifests, records_of, session_of, version_folder, versions
 from pipeline.publish import manifest as ledger
 from pipeline.publish.dataset import cite, prepare, private
 from pipeline.publish.images import images
 from pipeline.publish.manifest import Damage, verify
 from pipeline.publish.sidecars import as_json
-from pipeline.publish.swap import locked, put, recover
+from pipeline.publish.swap import keep, locked, put, recover
 from pipeline.recipe import Job, recipe
 from pipeline.report import citations, write_report
 from pipeline.work import Result, disk_error
@@ -36,7 +36,10 @@ __all__ = [
     "publish",
     "read_manifests",
     "record_set_aside",
+    "records_of",
+    "recover_all",
     "verify",
+    "versions",
 ]
 
 
@@ -70,7 +73,7 @@ def already_published(output: Path, job: Job) -> bool:
         "settings": ledger.plain_settings(job.settings),
         "methods": list(chosen_methods(job.settings)),
     }
-    for found in read_manifests(output):
+    for found in records_of(output, job.scan.label):
         same = all(found[name] == value for name, value in wanted.items())
         if same and found["software"]["chiron"] == pipeline.__version__:
             return found["input_digest"] == job.scan.content_digest() and ledger.intact(output, found)
@@ -94,6 +97,31 @@ def record_set_aside(output: Path, found: Iterable[SetAside]) -> None:
             put(aside, final, {NAME: content})
 
 
+def recover_all(output: Path) -> list[str]:
+    """Put right what interrupted publications left, but for those that go on; returns the labels. S002 as `publish`."""
+    found = []
+    for aside in sorted((private(output) / "publish").glob("*")):
+        label, final, lock = _place(output, aside.name)
+        try:
+            with _coded(), locked(private(output) / "locks" / lock, 0):
+                recover(aside, final)
+        except ChironError as error:
+            if error.code != "R006":
+                raise
+        else:
+            found.append(label)
+    return found
+
+
+def _place(output: Path, name: str) -> tuple[str, Path, str]:
+    """Of a publication under way, by the name of its scratch folder: label, final place, lock."""
+    for kind in ("failed", "set-aside"):
+        label = name.removeprefix(f"{kind}_")
+        if label != name:
+            return label, output / kind / label, f"{name if kind == 'set-aside' else label.split('_')[0]}.lock"
+    return name, output / session_of(name), f"{name.split('_')[0]}.lock"
+
+
 def _publish_results(job: Job, output: Path) -> Published:
     """Compose every file in memory, the manifest last, and put them in place at once."""
     scan, folder = job.scan, ledger.session_folder(job.scan)
@@ -110,10 +138,15 @@ def _publish_results(job: Job, output: Path) -> Published:
     own = _record(job, stages, None, quality["verdict"]["level"], files)
     own["warnings"] += lost
     others = [r for r in before if r["label"] != scan.label]
-    stale = frozenset(name for r in before if r["label"] == scan.label for name in r["files"])
+    replaced = [r for r in before if r["label"] == scan.label]
+    own["decisions"] += [_superseding(r) for r in replaced if r["input_digest"] != own["input_digest"]]
     files[NAME] = as_json(ledger.manifest([*others, own]))
     cite(output, own["citations"])
-    put(aside, output / folder, files, stale)
+    for record in replaced:
+        if record["files"] != own["files"]:
+            content = as_json(ledger.manifest([record]))
+            keep(aside, output / folder, record["files"], {NAME: content}, output / version_folder(record, content))
+    put(aside, output / folder, files, frozenset(name for r in replaced for name in r["files"]))
     shutil.rmtree(output / "failed" / scan.label, ignore_errors=True)
     return Published(scan.label, output / folder, output / folder / report, "published", own["verdict"])
 
@@ -157,6 +190,11 @@ def _record(
         "citations": [paper.text for paper in citations({name: result.facts for name, result in stages.items()})],
         "files": ledger.files_entry(files),
     }
+
+
+def _superseding(before: Record) -> dict[str, str]:
+    why = f"not the files of the result of {before['finished']}, which is kept as an old version"
+    return {"stage": "publish", **Decision("input", "another", why).json()}
 
 
 def _warning(stage: str, code: str, text: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def put(aside: Path, final: Path, files: Mapping[str, bytes], drop: frozenset[st
     try:
         new = aside / "new"
         new.mkdir(parents=True)
-        _carry(final, new, drop | files.keys())
+        _carry(final, new, lambda name: name not in drop and name not in files)
         for name, content in files.items():
             write(new / name, content)
         _flush_folders(new)
@@ -47,6 +47,31 @@ def put(aside: Path, final: Path, files: Mapping[str, bytes], drop: frozenset[st
     finally:
         if not (aside / "old").exists() or final.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def keep(aside: Path, old: Path, names: Container[str], files: Mapping[str, bytes], version: Path) -> None:
+    """Make `version` hold the files of `old` that have these `names`, as links, and `files`.
+
+    It appears by one rename. Where it stands, an interrupted publication made it, and only its time is set anew: it
+    counts from now. `aside` is scratch as for `put`. Raises OSError, and there is then no new version.
+    """
+    try:
+        if version.exists():
+            os.utime(version)
+            return
+        new = aside / "version"
+        new.mkdir(parents=True)
+        _carry(old, new, lambda name: name in names)
+        for name, content in files.items():
+            write(new / name, content)
+        _flush_folders(new)
+        version.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(version)
+        for folder in version.parents[:3]:
+            flush(folder)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def recover(aside: Path, final: Path) -> None:
@@ -82,20 +107,22 @@ def write_in_place(path: Path, content: bytes, scratch: Path) -> None:
 def locked(file: Path, wait_s: float = 120) -> Iterator[None]:
     """Hold an exclusive lock on `file`; R006 where another process holds it for longer than `wait_s`."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with file.open("a") as stream:
-        deadline = time.monotonic() + wait_s
-        while not _lock(stream.fileno()):
-            if time.monotonic() > deadline:
-                raise ChironError("R006", "the scan is being published by another run", "one at a time")
-            time.sleep(0.05)
-        yield  # closing the file releases the lock, as does the end of the process
+    deadline = time.monotonic() + wait_s
+    while True:
+        with file.open("a") as stream:
+            if _lock(stream.fileno()) and _is(file, stream.fileno()):
+                yield  # closing the file releases the lock, as does the end of the process
+                return
+        if time.monotonic() > deadline:
+            raise ChironError("R006", "the scan is being published by another run", "one at a time")
+        time.sleep(0.05)
 
 
-def _carry(old: Path, new: Path, drop: frozenset[str]) -> None:
-    """Link all files below `old` into `new`, but for the names in `drop`."""
+def _carry(old: Path, new: Path, wanted: Callable[[str], bool]) -> None:
+    """Link the files below `old` whose names are wanted into `new`."""
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old)
-        if path.is_symlink() or not path.is_file() or name.as_posix() in drop:
+        if path.is_symlink() or not path.is_file() or not wanted(name.as_posix()):
             continue
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -134,6 +161,14 @@ def _exchange(a: Path, b: Path) -> bool:
 def _flush_folders(top: Path) -> None:
     for folder in [top, *(path for path in top.rglob("*") if path.is_dir())]:
         flush(folder)
+
+
+def _is(file: Path, handle: int) -> bool:
+    """Whether the open file still has its name: a lock that was pruned meanwhile keeps nobody out."""
+    try:
+        return file.stat().st_ino == os.fstat(handle).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _lock(handle: int) -> bool:
