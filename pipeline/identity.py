@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import hmac
 import os
+import re
 import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import ChironError
 
 KEY_BYTES = 32
+LABEL = re.compile(r"[A-Za-z0-9]{1,64}")
+Labels = Mapping[str, str]  # patient identity -> label
 
 
 def load_key(file: Path | None = None) -> bytes:
@@ -35,6 +40,27 @@ def key_file() -> Path:
     return (Path(config) if config else Path.home() / ".config") / "chiron" / "pseudonym.key"
 
 
+def load_labels(file: Path) -> Labels:
+    """A site's own labels: a table of PatientID and label, tab or comma between them, a line a patient.
+
+    A first line of column names may stand above. X002 where others may read the file, or it is no such table; G005
+    where two patients have one label (small and capital letters are the same to many disks), or one patient two.
+    """
+    labels: dict[str, str] = {}
+    owner: dict[str, str] = {}
+    for line, patient, label in _rows(_private_text(file)):
+        if labels.setdefault(patient, label) != label:
+            raise ChironError("G005", f"two labels for the patient of line {line}", "one", "Correct the table.")
+        if owner.setdefault(label.lower(), patient) != patient:
+            raise ChironError("G005", f"the label of line {line} for a second patient", "one", "Correct the table.")
+    return labels
+
+
+def label_of(labels: Labels, patient: str) -> str | None:
+    """The site's label of a patient, by its whole identity or, before the backslash, without who issued it."""
+    return labels.get(patient) or labels.get(patient.partition("\\")[0])
+
+
 def pseudonym(key: bytes, *parts: str, length: int = 10) -> str:
     """Lower-case letters and digits 2 to 7 (BIDS-safe): keyed HMAC-SHA256 of `parts`, five bits a character."""
     mac = hmac.new(key, digestmod=hashlib.sha256)
@@ -47,6 +73,39 @@ def pseudonym(key: bytes, *parts: str, length: int = 10) -> str:
 def internal_id(key: bytes, *parts: str) -> str:
     """12 hex digits that name a scan where nothing identifying may stand."""
     return hmac.new(key, "\0".join(parts).encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:12]
+
+
+def _private_text(file: Path) -> str:
+    try:
+        mode, text = file.stat().st_mode, file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ChironError("X002", "a table of labels that is no text in UTF-8", "PatientID, a tab, label") from None
+    except OSError as error:
+        raise ChironError("X002", f"a table of labels that cannot be read ({error.strerror})", "a file") from None
+    if mode & 0o077:
+        raise ChironError("X002", "a table of labels that others may read", "mode 0600", "chmod 600 the table.")
+    return text
+
+
+def _rows(text: str) -> Iterator[tuple[int, str, str]]:
+    """Line number, patient and label of every line that is not empty, but for one of column names at the top."""
+    delimiter = "\t" if "\t" in text else ","
+    for number, line in enumerate(text.splitlines(), 1):
+        cells = _cells(line, delimiter)
+        named = number == 1 and [re.sub("[ _]", "", cell.lower()) for cell in cells] == ["patientid", "label"]
+        if named or not any(cells):
+            continue
+        if len(cells) != 2 or not cells[0] or not LABEL.fullmatch(cells[1]):
+            expected = "a PatientID, a tab or comma, and a label of at most 64 letters and digits, without sub-"
+            raise ChironError("X002", f"line {number} of the table of labels, which is none", expected)
+        yield number, cells[0], cells[1]
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return [cell.strip(" \0") for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:  # a cell beyond all bounds
+        return [line]
 
 
 def _read(path: Path) -> bytes:

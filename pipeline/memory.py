@@ -1,8 +1,12 @@
-"""Work that may not fit into memory -> the first of its smaller forms that does: whole, in tiles, on the CPU."""
+"""Work that may not fit into memory -> the first of its smaller forms that does: whole, in tiles, on the CPU.
+
+And before any of it: a scan's headers -> whether this machine has room for it, and how many scans for at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import TypeVar
@@ -11,9 +15,15 @@ import torch
 
 from models.dip.generator import BYTES_PER_VOXEL, MARGIN
 from pipeline.errors import ChironError
+from pipeline.find.scan import Scan
 
 TILES = (0, 160, 80)  # edges tried, in voxels; 0 is the whole volume at once
 WHOLE_BYTES_PER_VOXEL = 250  # of the volume itself: field, maps, their transforms
+# Peaks of whole scans on the CPU (0.5 to 4.9 million voxels, 1 and 5 echoes): 710 to 1430 MB, of which 700 MB before
+# the first voxel, then 20 bytes a voxel and echo and 80 a voxel. These are 12 to 35 % above each of them.
+SCAN_BYTES = 750 << 20
+SCAN_BYTES_PER_VOXEL = 110
+SCAN_BYTES_PER_VOXEL_AND_ECHO = 25
 KEPT_FREE = 0.1  # share of the free memory that is left alone
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # of Linux
 UNKNOWN = 1 << 62  # where nobody says how much there is, only trying tells
@@ -32,9 +42,49 @@ def free_memory_bytes(device: torch.device) -> int:
     free = int(lines["MemAvailable"].split()[0]) * 1024
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used)) if limit != "max" else free
     except OSError:
         return free
+    return free if limit == "max" else min(free, int(limit) - int(used) + _file_cache())
+
+
+def _file_cache() -> int:
+    """Bytes that the container is charged with for files it read, and that the system takes back when it needs them."""
+    try:
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+
+
+def scan_bytes(scan: Scan) -> int:
+    """An upper estimate of what a process takes that reconstructs the scan; without its voxels, what it takes at least.
+
+    Deep Image Prior, which chooses its tiles by the memory there is, is counted with the smallest.
+    """
+    per_voxel = SCAN_BYTES_PER_VOXEL + SCAN_BYTES_PER_VOXEL_AND_ECHO * len(scan.echo_times_s)
+    return SCAN_BYTES + (prod(scan.shape) * per_voxel if scan.shape else 0)
+
+
+def check_room(scan: Scan, workers: int = 1) -> None:
+    """R004 where this machine has no room for the scan in each of `workers` processes at once."""
+    room = (1 - KEPT_FREE) * free_memory_bytes(torch.device("cpu")) / max(1, workers)
+    needed = scan_bytes(scan)
+    if needed > room:
+        matrix = " x ".join(map(str, scan.shape)) or "unknown size"
+        among = f" for each of {workers} workers" if workers > 1 else ""
+        found = f"{len(scan.echo_times_s)} echoes of {matrix} voxels, which need {_gigabytes(needed)}"
+        raise ChironError("R004", found, f"no more than {_gigabytes(room)}{among}")
+
+
+def fits(scans: Sequence[Scan]) -> int:
+    """How many of the scans this machine has room for at once, whichever they are; at least one."""
+    room = (1 - KEPT_FREE) * free_memory_bytes(torch.device("cpu"))
+    together = accumulate(sorted(map(scan_bytes, scans), reverse=True))
+    return max(1, sum(needed <= room for needed in together))
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
 
 
 def needed_bytes(shape: Sequence[int], tile: int) -> int:

@@ -13,7 +13,8 @@ from models import dip
 from pipeline import invert as inversion
 from pipeline import memory
 from pipeline.errors import ChironError
-from pipeline.memory import first_that_fits, free_memory_bytes, needed_bytes, rungs
+from pipeline.find.scan import Scan
+from pipeline.memory import check_room, first_that_fits, fits, free_memory_bytes, needed_bytes, rungs, scan_bytes
 from pipeline.volumes import Field, Grid
 
 CPU = torch.device("cpu")
@@ -112,5 +113,47 @@ def test_the_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "memory.max").write_text("30000\n")
     (tmp_path / "memory.current").write_text("10000\n")
     assert free_memory_bytes(CPU) == 20000
+    (tmp_path / "memory.stat").write_text("anon 2000\ninactive_file 3000\nactive_file 4000\nslab 100\n")
+    assert free_memory_bytes(CPU) == 27000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory_bytes(CPU) == 50 * 1024
+
+
+MEASURED = {  # shape, echoes -> bytes that a run on the CPU took at most
+    ((76, 92, 76), 1): 711e6,
+    ((76, 92, 76), 5): 760e6,
+    ((96, 114, 96), 5): 830e6,
+    ((128, 152, 128), 1): 960e6,
+    ((128, 152, 128), 5): 1160e6,
+    ((160, 190, 160), 5): 1429e6,
+}
+
+
+def scan(shape: tuple[int, ...] = (96, 114, 96), echoes: int = 5) -> Scan:
+    times = tuple(0.004 * (1 + echo) for echo in range(echoes))
+    return Scan("0" * 12, "x", "", "", "dicom", "other", (1,), times, ("magnitude", "phase"), (), shape=shape)
+
+
+@pytest.mark.parametrize("size", MEASURED)
+def test_the_estimate_is_above_what_was_measured_and_not_far(size: tuple[tuple[int, ...], int]) -> None:
+    assert 1.1 < scan_bytes(scan(*size)) / MEASURED[size] < 1.5
+
+
+def test_a_scan_must_have_room_in_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 3.5 * scan_bytes(scan()))
+    check_room(scan(), 3)
+    with pytest.raises(ChironError) as caught:
+        check_room(scan(), 4)
+    assert caught.value.code == "R004" and "5 echoes of 96 x 114 x 96 voxels" in str(caught.value)
+    assert "4 workers" in str(caught.value)
+
+
+def test_as_many_scans_run_at_once_as_fit_whichever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = scan((300, 300, 300)), scan((10, 10, 10))
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: (scan_bytes(large) + scan_bytes(small)) / 0.89)
+    assert (fits([small, large]), fits([small, large, small]), fits([large, large]), fits([])) == (2, 2, 1, 1)
+
+
+def test_a_scan_of_unknown_size_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 1 << 30)
+    check_room(scan(()))

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError, Notice
 from pipeline.find.listing import Entry
@@ -119,6 +121,7 @@ def _scan(
         volumes=volumes,
         b0_tesla=_field_strength(facts, given),
         b0_dir=numbers(facts.get("B0_dir"), 3),
+        shape=_shape(used[0][0].path),
         phase_unit=next((str(f.get("Units", "")) for _, e, f in used if e.get("part") == "phase"), ""),
     )
 
@@ -159,6 +162,14 @@ def _field_strength(facts: dict[str, Any], given: Acquisition) -> float:
     if not strength or not 0.05 <= strength <= 20:
         raise ChironError("E012", "a sidecar without a sensible MagneticFieldStrength", "0.05 to 20 tesla")
     return strength
+
+
+def _shape(image: Path) -> tuple[int, ...]:
+    """Voxels of a volume, from its header; empty where that cannot be read, of which its conversion will tell."""
+    try:
+        return tuple(int(n) for n in nib.load(image).shape[:3])
+    except Exception:  # a damaged file can make the parser fail in any way
+        return ()
 
 
 def _facts(folder: Path, image: Path, entities: dict[str, str]) -> dict[str, Any]:

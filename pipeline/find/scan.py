@@ -41,6 +41,7 @@ class Scan:
     b0_tesla: float = 0.0
     b0_dir: tuple[float, ...] = ()  # in voxel axes, where a BIDS sidecar gives it; else the scanner's z axis
     phase_unit: str = ""  # where a BIDS sidecar gives it
+    shape: tuple[int, ...] = ()  # voxels of one volume, as the headers tell them
 
     @property
     def label(self) -> str:
