@@ -6,6 +6,7 @@ Headers only: pixels are neither read nor held, except those of two files that c
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from pipeline.acquisition import Acquisition
@@ -14,18 +15,26 @@ from pipeline.find.bids import find_bids, is_bids
 from pipeline.find.dicom import find_dicom
 from pipeline.find.listing import list_files
 from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume
+from pipeline.identity import Labels
 
 __all__ = ["Export", "Ignored", "Scan", "SetAside", "Volume", "find"]
 
 
-def find(folder: Path, key: bytes, subject: str | None = None, *, acquisition: Acquisition | None = None) -> Export:
+def find(
+    folder: Path,
+    key: bytes,
+    subject: str | None = None,
+    *,
+    acquisition: Acquisition | None = None,
+    labels: Labels | None = None,
+) -> Export:
     """Look through `folder`; pseudonyms are made with `key`; `subject` overrides the label of the only patient.
 
-    `acquisition` is believed instead of headers. Inputs are only read. S003 where the folder cannot be read, X001 where
-    `subject` is no BIDS label.
+    Patients of a DICOM export that stand in `labels` get their label from there. `acquisition` is believed instead of
+    headers. Inputs are only read. S003 where the folder cannot be read, X001 where `subject` is no BIDS label.
     """
     if subject is not None and not re.fullmatch(r"[A-Za-z0-9]{1,64}", subject):
         raise ChironError("X001", "a subject label with other characters than letters and digits", "for example 01")
     entries = list_files(folder)
-    search = find_bids if is_bids(folder, entries) else find_dicom
+    search = find_bids if is_bids(folder, entries) else partial(find_dicom, labels=labels)
     return search(folder, entries, key, subject, acquisition or Acquisition())

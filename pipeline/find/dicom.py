@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -19,7 +20,7 @@ from pipeline.find.headers import Image, read_images
 from pipeline.find.listing import Entry
 from pipeline.find.parts import FIELD_MAP
 from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume, reason
-from pipeline.identity import internal_id, pseudonym
+from pipeline.identity import Labels, internal_id, label_of, pseudonym
 
 _UNKNOWN = "unknown"  # stands for a label where nobody can be named
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -53,13 +54,20 @@ class _Ledger:
         return Export(tuple(self.scans), tuple(aside), ignored, len(self.paths))
 
 
-def find_dicom(folder: Path, entries: list[Entry], key: bytes, subject: str | None, acquisition: Acquisition) -> Export:
-    """See `pipeline.find.find`."""
+def find_dicom(
+    folder: Path,
+    entries: list[Entry],
+    key: bytes,
+    subject: str | None,
+    acquisition: Acquisition,
+    labels: Labels | None = None,
+) -> Export:
+    """See `pipeline.find.find`; patients in `labels` get their label, all others a pseudonym."""
     ledger = _Ledger({entry.ordinal: entry.path for entry in entries})
     images = _mixed_patients(_duplicates(_read(entries, ledger), ledger), ledger)
-    labels = _subjects(images, key, subject)
+    subjects = _subjects(images, key, subject, labels or {})
     for patient, own in grouped(images, lambda i: i.patient).items():
-        label = labels[patient]
+        label = subjects[patient]
         if isinstance(label, ChironError):
             ledger.set_aside(_UNKNOWN, label, own)
             continue
@@ -128,22 +136,23 @@ def _mixed_patients(images: list[Image], ledger: _Ledger) -> list[Image]:
     return kept
 
 
-def _subjects(images: list[Image], key: bytes, subject: str | None) -> dict[str, str | ChironError]:
+def _subjects(images: list[Image], key: bytes, subject: str | None, given: Labels) -> dict[str, str | ChironError]:
     """Patient identity -> label, or why there is none."""
     patients = list(dict.fromkeys(image.patient for image in images))
     if subject and len(patients) > 1:
         error = ChironError("G005", f"{len(patients)} patients and one label", "one patient, where --subject is given")
         return dict.fromkeys(patients, error)
-    labels: dict[str, str | ChironError] = {}
-    for patient in patients:
-        label = subject or pseudonym(key, "patient", patient)
+    labels = {p: subject or label_of(given, p) or pseudonym(key, "patient", p) for p in patients}
+    taken = Counter(label.lower() for label in labels.values())
+    found: dict[str, str | ChironError] = {}
+    for patient, label in labels.items():
         if not patient and not subject:
-            labels[patient] = ChironError("G004", "images without a patient identity", "one that is not empty")
-        elif label in labels.values():
-            labels[patient] = ChironError("G005", "two patients whose pseudonyms are the same", "a label for each")
+            found[patient] = ChironError("G004", "images without a patient identity", "one that is not empty")
+        elif taken[label.lower()] > 1:
+            found[patient] = ChironError("G005", f"{taken[label.lower()]} patients with one label", "a label for each")
         else:
-            labels[patient] = label
-    return labels
+            found[patient] = label
+    return found
 
 
 def _study(
@@ -225,6 +234,7 @@ def _scan(images: list[Image], checked: Checked, labels: tuple[str, str, str], k
         notices=_notices(images, checked, ledger),
         volumes=volumes,
         b0_tesla=checked.b0_tesla,
+        shape=(first.columns, first.rows, len(volumes[0].files)),
     )
 
 
