@@ -6,7 +6,6 @@ Prefect reads its settings when it is imported, so nothing here imports it, and 
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
 import secrets
 import socket
@@ -43,19 +42,35 @@ QUIET = {
 
 
 @contextmanager
-def orchestrator(home: Path) -> Iterator[None]:
+def orchestrator(home: Path, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Prefect's API while the context lasts: the one at PREFECT_API_URL, or an embedded one with its state in `home`.
 
-    R007 where it does not answer in time.
+    `meanwhile` is called once the API's address is known, while it starts. R007 where it does not answer in time.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quiet()
     if url := os.environ.get("PREFECT_API_URL"):
-        _await(url, REMOTE_S, lambda: True)
+        wait_for(url, REMOTE_S)
+        meanwhile()
         yield
         return
-    with _embedded(home):
+    with _embedded(home, meanwhile):
         yield
+
+
+def quiet() -> None:
+    """Set for this process, and those it starts, what keeps Prefect silent and at home; what is set already stays."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def wait_for(url: str, seconds: float, alive: Callable[[], bool] = lambda: True) -> None:
+    """Return once Prefect's API at `url` answers; R007 where it does not in time, or its process is not alive."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and alive():
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+            return
+        time.sleep(0.1)
+    raise ChironError("R007", f"no answer from Prefect within {seconds:.0f} s", "a Prefect server that answers")
 
 
 class Watchdog:
@@ -93,7 +108,7 @@ def leave(code: int) -> None:
 
 
 @contextmanager
-def _embedded(home: Path) -> Iterator[None]:
+def _embedded(home: Path, meanwhile: Callable[[], None]) -> Iterator[None]:
     """A server on a free port of the loopback, for this process alone: it asks for a password made up for it."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.environ.setdefault("PREFECT_HOME", str(home))
@@ -109,8 +124,8 @@ def _embedded(home: Path) -> Iterator[None]:
         try:
             with _alone(home / "server.lock"):  # two servers must not create one database
                 server = _start(listener)
-                importlib.import_module("flows.scan")  # takes as long as the server's start, so do both at once
-                _await(url, STARTUP_S, lambda: server.poll() is None)
+                meanwhile()
+                wait_for(url, STARTUP_S, lambda: server.poll() is None)
             yield
         finally:
             _stop(server)
@@ -139,16 +154,6 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-
-
-def _await(url: str, seconds: float, alive: Callable[[], bool]) -> None:
-    """Return once `url` answers; R007 where it does not within `seconds`, or its process is no longer alive."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and alive():
-        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
-            return
-        time.sleep(0.1)
-    raise ChironError("R007", f"no answer from Prefect within {seconds:.0f} s", "a Prefect server that answers")
 
 
 @contextmanager

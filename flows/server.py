@@ -1,4 +1,4 @@
-"""A listening socket -> Prefect's API on it, without page and schedules, while the process that started it lives."""
+"""A listening socket -> Prefect's API on it, or all of Prefect's server, while the process that started it lives."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import sys
 import threading
 
 
-def serve(listener: socket.socket) -> None:
-    """Answer on `listener` until standard input ends."""
-    os.environ.update(PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1", PREFECT__SERVER_FINAL="1")
+def serve(listener: socket.socket, everything: bool = False) -> None:
+    """Answer on `listener` until standard input ends; `everything` is with the page, the schedules, the automations."""
+    os.environ["PREFECT__SERVER_FINAL"] = "1"
+    if not everything:
+        os.environ.update(PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1")
     import uvicorn
     from prefect.server.api.server import create_app
 
-    server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True), log_level="critical", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=not everything), log_level="critical", lifespan="on"))
     threading.Thread(target=_end_with_parent, args=[server], daemon=True).start()
     server.run(sockets=[listener])
 
@@ -27,4 +29,4 @@ def _end_with_parent(server: object) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:] == ["everything"])

@@ -19,6 +19,7 @@ from flows.cli.look import doctor, explain, inspect, report, settings, status
 from flows.cli.measure import bench, evaluate, grid, step
 from flows.cli.options import INTERNAL, INTERRUPTED
 from flows.cli.reconstruct import demo, run
+from flows.cli.serve import deploy, serve, worker
 from flows.cli.train import train
 from flows.engine import leave
 from pipeline import __version__
@@ -41,6 +42,9 @@ app = typer.Typer(
 )
 app.command(epilog=EXIT_CODES)(run)
 app.command(epilog=EXIT_CODES)(demo)
+app.command(epilog=EXIT_CODES)(serve)
+app.command(epilog=EXIT_CODES)(deploy)
+app.command(epilog=EXIT_CODES)(worker)
 app.command(epilog=EXIT_CODES)(inspect)
 app.command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
 app.command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)

@@ -1,0 +1,296 @@
+"""What Prefect is asked to run -> the work of a site on it: each flow reads the site that $CHIRON_OUTPUT names.
+
+Parameters, artefacts and errors hold ids of jobs, pseudonyms, codes and counts. No fact is kept in Prefect alone: what
+is done stands in the output folder, and a scan is at work where its lock is held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from httpx import HTTPError
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
+
+from flows.deploy import NAME
+from flows.serve.worker import LAUNCHER
+from flows.site import OUTPUT_VARIABLE, Site
+from pipeline.errors import ChironError
+from pipeline.find import Export
+from pipeline.identity import load_key, load_labels
+from pipeline.ledger import read_manifests
+from pipeline.publish.dataset import private
+
+CHUNK = 8  # scans of a run: an urgent one waits for no more than these
+PAGE = 200  # runs that Prefect names at once
+LOOK_S = 5.0
+ROUNDS = 2  # a scan whose run died with its worker is handed out once more
+UNDER_WAY = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
+
+LOST = (HTTPError, PrefectException)
+
+QUIETLY: dict[str, Any] = {"persist_result": False, "retries": 0, "log_prints": False}
+
+
+@flow(name="batch", **QUIETLY)
+def batch() -> None:
+    """Work on every scan of the site's input that has no result yet, and count how they ended."""
+    with _on_site() as site:
+        jobs, began = _planned(site), datetime.now(UTC)
+        for _ in range(ROUNDS):
+            _await(site, jobs, _hand_out(jobs, "scheduled"), began)
+            jobs = _left(site, jobs, began)
+        _tell(site, began)
+
+
+@flow(name="work", **QUIETLY)
+def work(jobs: list[str]) -> None:
+    """Take these scans, one after another, from their exports to published results."""
+    with _on_site() as site:
+        _show("ended", Counter(_reconstruct(site, jobs)))
+
+
+@flow(name="intake", **QUIETLY)
+def intake() -> None:
+    """Start on what has arrived in the site's input, is stable and complete, and on what a run that died has left."""
+    with _on_site() as site:
+        from flows.intake import look
+
+        arrived = look(site, _key(site))
+        _planned(site, arrived.export)
+        arrived.confirm()
+        jobs = _waiting(site)
+        _show("arrived", {"scans": len(jobs), "runs": len(_hand_out(jobs, "scheduled"))})
+
+
+@flow(name="reprocess", **QUIETLY)
+def reprocess(subject: str = "", session: str = "", stage: str = "", method: str = "", older: bool = False) -> None:
+    """Do again what is published: of a subject, a session, or all that is older than the settings now."""
+    with _on_site() as site:
+        from flows.reprocess import discard, select
+
+        settings = site.parsed_settings() if older else None
+        jobs = select(site.output, subject, session, method=method, older=older, settings=settings, stage=stage)
+        for job in jobs:
+            if stage:
+                discard(job, stage)
+            job.save()
+        asked = _hand_out([job.scan.id for job in jobs], "urgent" if subject else "backfill", again=True)
+        _show("again", {"scans": len(jobs), "runs": len(asked)})
+
+
+@flow(name="reconcile", **QUIETLY)
+def reconcile() -> None:
+    """Let runs that died be Crashed, so that what they held is free."""
+    with _on_site() as site:
+        from flows.reconcile import reconcile as tidy
+
+        tidy(site.output)
+
+
+@flow(name="prune", **QUIETLY)
+def prune() -> None:
+    """Remove old versions and unfinished work that the site does not keep any longer."""
+    with _on_site() as site:
+        from flows.prune import prune as remove
+
+        remove(site)
+
+
+@contextmanager
+def _on_site() -> Iterator[Site]:
+    """The site of this process; what is raised within reaches Prefect as a coded sentence without a trace.
+
+    The run ends with the worker that started it: nobody would hear of it, and its scans are another's to take.
+    """
+    _leash()
+    failure = None
+    try:
+        yield Site.here()
+    except ChironError as error:
+        failure = error
+    except LOST as error:
+        failure = ChironError("R007", f"Prefect does not answer ({type(error).__name__})")
+    except Exception as error:
+        _note(traceback.format_exc())
+        failure = ChironError(
+            "R005", f"an unexpected {type(error).__name__}", "", "The trace is in the output's private folder."
+        )
+    if failure:
+        raise failure.with_traceback(None) from None
+
+
+def _note(trace: str) -> None:
+    with suppress(OSError):
+        path = private(Path(os.environ[OUTPUT_VARIABLE])) / "trace.txt"
+        path.touch(0o600)
+        path.write_text(trace)
+
+
+def _leash() -> None:
+    """End this process and its own where the worker that started it has ended, or ends."""
+    worker = int(os.environ.get(LAUNCHER) or 0)
+    if not worker:
+        return
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(0.5)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _planned(site: Site, export: Export | None = None) -> list[str]:
+    """Jobs for the scans of `export`, else of all that lies in the input: saved, and named by their ids."""
+    from flows.batch import Batch, look, plan
+
+    settings, ledger = site.parsed_settings(), Batch(site.output)
+    labels = load_labels(Path(site.labels_file)) if site.labels_file else None
+    export = export or look(ledger, site.input, settings, _key(site), labels=labels)
+    jobs = plan(ledger, export, settings)
+    ledger.finish()
+    return [job.scan.id for job in jobs]
+
+
+def _waiting(site: Site) -> list[str]:
+    """Jobs that are saved, and neither done nor at work."""
+    from flows.night import look
+
+    return [folder.name for folder in look(site.output).waiting]
+
+
+def _key(site: Site) -> bytes:
+    return load_key(Path(site.key_file) if site.key_file else None)
+
+
+def _hand_out(jobs: Sequence[str], queue: str, again: bool = False) -> list[FlowRun]:
+    """Ask for the work on `jobs`, in chunks; what a run has or waits for already is left, unless it is done `again`."""
+    with get_client(sync_client=True) as client:
+        taken = {job for run in _under_way(client) for job in run.parameters.get("jobs", [])}
+        todo = [job for job in jobs if again or job not in taken]
+        target = client.read_deployment_by_name(f"work/{NAME}")
+        return [
+            client.create_flow_run_from_deployment(
+                target.id,
+                parameters={"jobs": chunk},
+                work_queue_name=queue,
+                idempotency_key=_once(chunk),
+                name=f"{queue}: {len(chunk)} from {chunk[0]}",
+            )
+            for chunk in (todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK))
+        ]
+
+
+def _under_way(client: SyncPrefectClient) -> Iterator[FlowRun]:
+    """Runs of `work` that are to come or at it."""
+    states = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY)))
+    offset = 0
+    while page := client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["work"])),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[NAME])),
+        flow_run_filter=states,
+        sort=FlowRunSort.START_TIME_ASC,
+        limit=PAGE,
+        offset=offset,
+    ):
+        yield from page
+        offset += len(page)
+
+
+def _once(chunk: Sequence[str]) -> str:
+    """The same for the same scans asked for by the same run: a request that is repeated starts nothing twice."""
+    return hashlib.sha256(" ".join([str(flow_run.id), *chunk]).encode()).hexdigest()
+
+
+def _await(site: Site, jobs: Sequence[str], runs: Sequence[FlowRun], began: datetime) -> None:
+    """Return once all runs have ended, or all their scans have: Prefect may be away, the ledger is not.
+
+    R003 where they take longer than their scans may.
+    """
+    deadline = time.monotonic() + site.time_limit_s * (len(jobs) + 1)
+    while _to_come(runs) and _left(site, jobs, began):
+        if time.monotonic() > deadline:
+            raise ChironError("R003", "scans that were asked for and not done in time", "", "Look at the gpu workers.")
+        time.sleep(LOOK_S)
+
+
+def _to_come(runs: Sequence[FlowRun]) -> bool:
+    """Whether Prefect has runs of these still to do; while it does not answer, it is taken to."""
+    ids = FlowRunFilterId(any_=[run.id for run in runs])
+    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))
+    try:
+        with get_client(sync_client=True) as client:
+            return bool(runs and client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids, state=states), limit=1))
+    except LOST:
+        return True
+
+
+def _left(site: Site, jobs: Sequence[str], began: datetime) -> list[str]:
+    """Those that no record was published of since `began`."""
+    done = {
+        record.get("scan")
+        for record in read_manifests(site.output)
+        if datetime.fromisoformat(record["finished"]) >= began.replace(microsecond=0)
+    }
+    return [job for job in jobs if job not in done]
+
+
+def _reconstruct(site: Site, jobs: Sequence[str]) -> Iterator[str]:
+    """How each scan ended: a word, or a code."""
+    from flows.batch import machine_terms
+    from flows.crew import Crew
+    from pipeline.recipe import Job
+
+    known = [folder for job in jobs if (folder := private(site.output) / "work" / job).is_dir()]
+    yield from ["gone"] * (len(jobs) - len(known))
+    terms = machine_terms(site.parsed_settings(), site.workers, time_limit_s=site.time_limit_s)
+    with Crew(site.output, terms) as crew:
+        for end in crew.work(Job.load(folder, next=True) for folder in known):
+            yield end.code or end.how
+
+
+def _tell(site: Site, began: datetime) -> None:
+    """Show how the night went, and send it to whom the site names: counts and codes only."""
+    from flows.night import artifact_markdown, counts, notify, summarise
+
+    found = counts(site.output, began.timestamp())
+    with suppress(*LOST):
+        create_markdown_artifact(artifact_markdown(found), key="night")
+    summarise(site.output)
+    notify(site, found)
+
+
+def _show(key: str, counts: Mapping[str, int]) -> None:
+    """Counts as an artifact; where Prefect is not there to show them, nothing is lost."""
+    rows: list[dict[str, Any]] = [{"what": what, "count": count} for what, count in sorted(counts.items())]
+    with suppress(*LOST):
+        create_table_artifact(table=rows, key=key)
