@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import torch
+
+from flows.crew import Crew, Terms, terms_for
 from flows.engine import Watchdog, leave, orchestrator
 from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
 from pipeline.errors import CATALOGUE, ChironError
-from pipeline.find import Export, SetAside, find
+from pipeline.find import Export, Scan, SetAside, find
 from pipeline.invert import check_weights
-from pipeline.publish import already_published, prepare, read_manifests, record_set_aside
+from pipeline.ledger import records_of
+from pipeline.publish import already_published, prepare, record_set_aside
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
 from pipeline.work import disk_error
 
 State = Literal["published", "already published", "failed", "set aside"]
 
-PREFECT_MAY_HOLD_S = 25.0  # from one stage to the next, before Prefect is taken for dead
+STOP_WITHIN_S = 25.0  # of an interrupt
 ALL_FAILED, SOME_FAILED, NOTHING_DONE, RED_QC, INTERRUPTED = 12, 10, 11, 19, 130
 
 
@@ -52,11 +56,15 @@ class Batch:
     fail_on_qc: bool = False
     on_found: Callable[[Export], None] = lambda export: None
     on_outcome: Callable[[Outcome], None] = lambda outcome: None
-    on_end: Callable[[], None] = lambda: None
+    on_work: Callable[[int], None] = lambda scans: None
     watch: Callable[[str, list[str]], Watcher] = lambda label, stages: Silent()
     outcomes: list[Outcome] = field(default_factory=list)
     aside: tuple[SetAside, ...] = ()
-    watching: Watcher = field(default_factory=Silent)
+    terms: Terms = field(default_factory=Terms)
+
+    prefect_lost: bool = False  # scans were then done without it
+    card_s: float = 0.0  # that cards were held for work
+    wall_s: float = 0.0
 
     def add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -64,7 +72,17 @@ class Batch:
 
     def finish(self) -> None:
         record_set_aside(self.output, self.aside)
-        self.on_end()
+
+    def remarks(self) -> list[str]:
+        """What a person should know of the run as a whole."""
+        said = []
+        if self.prefect_lost:
+            said.append("Prefect was lost on the way; scans were done without it, and their results are whole.")
+        if self.card_s and self.wall_s:
+            said.append(
+                f"The GPU was at work {100 * self.card_s / self.wall_s / max(self.terms.cards, 1):.0f} % of the time."
+            )
+        return said
 
     def exit_code(self) -> int:
         """0 where every scan is published, now or before and one of them now; else the code that says what is wrong."""
@@ -81,32 +99,81 @@ class Batch:
 
 
 def run(
-    batch: Batch, source: Path, settings: Settings, key: bytes, subject: str | None = None, truth: Path | None = None
+    batch: Batch,
+    source: Path,
+    settings: Settings,
+    key: bytes,
+    subject: str | None = None,
+    truth: Path | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
     """Reconstruct every scan of `source` into the batch's output; a scan that is published already is left as it is.
 
     Raises S003, S002, S001, R001, M003 or R007 where nothing could be worked on, before anything is computed.
     """
+    export = look(batch, source, settings, key, subject, labels)
+    work(batch, plan(batch, export, settings, truth))
+
+
+def look(
+    batch: Batch,
+    source: Path,
+    settings: Settings,
+    key: bytes,
+    subject: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Export:
+    """All that lies in `source`, once it is sure that it can be worked on here."""
     if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
         raise ChironError("S003", "no readable folder", "the folder of an export")
     pick_device(settings.device)
     check_weights(settings)
     prepare(batch.output)
-    export = find(source, key, subject, acquisition=settings.acquisition)
+    export = find(source, key, subject, acquisition=settings.acquisition, labels=labels)
     batch.on_found(export)
-    batch.aside = export.set_aside
-    for aside in batch.aside:
+    return export
+
+
+def plan(batch: Batch, export: Export, settings: Settings, truth: Path | None = None) -> list[Job]:
+    """Save a job for every scan that is not published already; the rest are outcomes of the batch at once."""
+    batch.aside += export.set_aside
+    for aside in export.set_aside:
         batch.add(Outcome(aside.label, "set aside", code=aside.code, text=aside.text))
     todo = []
     for scan in export.scans:
         job = Job(scan, settings, batch.output / ".chiron" / "work" / scan.id, truth)
         if _stands(batch.output, job):
-            batch.add(_in_ledger(batch.output, scan.label, "already published"))
-        else:
+            batch.add(_in_ledger(batch.output, scan, "already published"))
+            continue
+        try:
+            job.save()
             todo.append(job)
+        except OSError as error:
+            batch.add(_failed(batch.output, scan, disk_error(error)))
+    return todo
+
+
+def work(batch: Batch, jobs: Iterable[Job]) -> None:
+    """Do the jobs, which are saved, and finish the batch. R007 where Prefect cannot be reached at the start."""
+    todo = list(jobs)
     if todo:
-        _reconstruct_all(batch, todo)
+        batch.on_work(len(todo))
+        started = time.monotonic()
+        with _signals(), Crew(batch.output, batch.terms, lambda job: _watch(batch, job)) as crew:
+            with orchestrator(batch.output / ".chiron" / "prefect", meanwhile=lambda: crew.start(len(todo))):
+                for end in crew.work(todo):
+                    batch.card_s += end.card_s
+                    batch.add(_outcome(batch.output, end.job.scan, end.how, end.code, end.text))
+            batch.prefect_lost = not crew.prefect
+        batch.wall_s = time.monotonic() - started
     batch.finish()
+
+
+def machine_terms(settings: Settings, workers: int = 0, **more: Any) -> Terms:
+    """Terms for this machine and these settings: every card it may use, else its cores."""
+    device = pick_device(settings.device)
+    cards = 0 if device.type == "cpu" else 1 if device.index is not None else torch.cuda.device_count()
+    return terms_for(workers, cards, **more)
 
 
 def apart(source: Path, output: Path) -> None:
@@ -116,89 +183,28 @@ def apart(source: Path, output: Path) -> None:
         raise ChironError("S002", "an output folder within the input, or around it", "two folders apart")
 
 
-def _reconstruct_all(batch: Batch, todo: list[Job]) -> None:
-    os.environ["CHIRON_OUTPUT"] = str(batch.output)
-
-    def give_up() -> int:
-        """Prefect does not let go: what the ledger says counts, and scans without an entry are left to do."""
-        batch.watching.close()
-        _settle(batch, todo, "Prefect does not answer any more")
-        batch.finish()
-        return batch.exit_code()
-
-    watchdog = Watchdog(give_up)
-    with orchestrator(batch.output / ".chiron" / "prefect"), _signals(batch):
-        try:
-            for job in todo:
-                watchdog.arm(PREFECT_MAY_HOLD_S)
-                batch.add(_reconstruct(batch, job, watchdog))
-        except Exception as error:  # every failure of ours is a ChironError and an outcome: this one is Prefect's
-            _settle(batch, todo, f"Prefect failed ({type(error).__name__})")
-        finally:
-            watchdog.disarm()
+def _watch(batch: Batch, job: Job) -> Watcher:
+    return batch.watch(job.scan.label, [*(stage.name for stage in recipe(job.settings)), "publish"])
 
 
-def _settle(batch: Batch, todo: list[Job], found: str) -> None:
-    """Give every scan that has none an outcome: what stands published, or that the orchestrator was lost."""
-    lost = ChironError("R007", found, "", "Run again: what is done is kept.")
-    settled = {outcome.label for outcome in batch.outcomes}
-    for job in (job for job in todo if job.scan.label not in settled):
-        stands = _stands(batch.output, job)
-        batch.add(_in_ledger(batch.output, job.scan.label, "published") if stands else _failed(batch.output, job, lost))
+def _outcome(output: Path, scan: Scan, how: str, code: str, text: str) -> Outcome:
+    if how in ("published", "already published"):
+        return _in_ledger(output, scan, how)  # type: ignore[arg-type]
+    return Outcome(scan.label, "failed", report=_in_ledger(output, scan, "failed").report, code=code, text=text)
 
 
-def _reconstruct(batch: Batch, job: Job, watchdog: Watchdog) -> Outcome:
-    """One scan through its flow; whatever goes wrong with it stays with it, but for a Prefect that is gone."""
-    from flows.scan import scan, watcher
-
-    try:
-        with _claimed(job):
-            stages = [*(stage.name for stage in recipe(job.settings)), "publish"]
-            batch.watching = batch.watch(job.scan.label, stages)
-            token = watcher.set(Guarded(batch.watching, watchdog))
-            try:
-                scan(job.scan.id, job.scan.label)
-            finally:
-                watcher.reset(token)
-                batch.watching.close()
-            if not job.settings.keep_work:
-                job.work.remove()
-    except ChironError as failure:
-        return _failed(batch.output, job, failure)
-    return _in_ledger(batch.output, job.scan.label, "published")
+def _failed(output: Path, scan: Scan, failure: ChironError) -> Outcome:
+    return _outcome(output, scan, "failed", failure.code, failure.sentence())
 
 
-class Guarded(Silent):
-    """A watcher that also sees to it that Prefect hands over in time between stages, which take what they take."""
-
-    def __init__(self, watch: Watcher, watchdog: Watchdog) -> None:
-        self.watch, self.watchdog = watch, watchdog
-
-    def began(self, name: str, title: str) -> None:
-        self.watchdog.disarm()
-        self.watch.began(name, title)
-
-    def moved(self, share: float, word: str) -> None:
-        self.watch.moved(share, word)
-
-    def ended(self, name: str) -> None:
-        self.watch.ended(name)
-        self.watchdog.arm(PREFECT_MAY_HOLD_S)
-
-
-def _failed(output: Path, job: Job, failure: ChironError) -> Outcome:
-    found = _in_ledger(output, job.scan.label, "failed")
-    return Outcome(job.scan.label, "failed", report=found.report, code=failure.code, text=failure.sentence())
-
-
-def _in_ledger(output: Path, label: str, state: State) -> Outcome:
+def _in_ledger(output: Path, scan: Scan, state: State) -> Outcome:
     """What the manifests say of the scan now."""
     kind = "failed" if state == "failed" else "published"
-    for record in read_manifests(output):
-        if record["label"] == label and record["state"] == kind:
+    for record in records_of(output, scan.label):
+        if record["state"] == kind:
             report = next((f"{record['folder']}/{name}" for name in record["files"] if name.endswith(".html")), "")
-            return Outcome(label, state, record["verdict"], report)
-    return Outcome(label, state)
+            return Outcome(scan.label, state, record["verdict"], report)
+    return Outcome(scan.label, state)
 
 
 def _stands(output: Path, job: Job) -> bool:
@@ -210,45 +216,17 @@ def _stands(output: Path, job: Job) -> bool:
 
 
 @contextmanager
-def _claimed(job: Job) -> Iterator[None]:
-    """Hold the scan for this process, and write its job; R006 where another has it. The lock dies with its holder."""
-    with ExitStack() as held:
-        try:
-            job.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            stream = held.enter_context((job.folder / "lock").open("a"))
-            if not _locked(stream.fileno(), job.folder / "lock"):
-                raise ChironError("R006", "another run works on this scan", "one at a time")
-            job.save()
-        except OSError as error:
-            raise disk_error(error) from None
-        yield
-
-
-def _locked(handle: int, path: Path) -> bool:
-    """Whether the lock is ours; not where it is held, nor where its holder has just ended and tidied up."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
-
-
-@contextmanager
-def _signals(batch: Batch) -> Iterator[None]:
+def _signals() -> Iterator[None]:
     """The first interrupt or termination stops the work and ends the process in time; the second ends it at once."""
-
-    def end() -> int:
-        batch.watching.close()
-        return INTERRUPTED
 
     def stop(number: int, frame: FrameType | None) -> None:
         if armed:
-            leave(end())
+            leave(INTERRUPTED)
         armed.append(number)
-        watchdog.arm(PREFECT_MAY_HOLD_S)
+        watchdog.arm(STOP_WITHIN_S)
         raise KeyboardInterrupt
 
-    watchdog, armed = Watchdog(end), list[int]()
+    watchdog, armed = Watchdog(lambda: INTERRUPTED), list[int]()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

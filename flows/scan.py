@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,14 +17,15 @@ import torch
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.site import OUTPUT_VARIABLE
 from flows.watch import Silent, Watcher
 from pipeline.errors import ChironError
 from pipeline.publish import publish as publish_result
 from pipeline.recipe import Job, recipe, run_stage
+from pipeline.recipe.job import TRACE
 from pipeline.work import disk_error
 
-OUTPUT_VARIABLE = "CHIRON_OUTPUT"
-TRACE = "trace.txt"
+Step = Callable[[str, str], str]
 
 watcher: ContextVar[Watcher] = ContextVar("watcher", default=Silent())  # noqa: B039  it has no state
 
@@ -36,9 +37,18 @@ def scan(job: str, label: str) -> str:
     A stage that is proven done is not done again. Where one fails, why is published in place of the result, and the
     ChironError is raised.
     """
+    return _go(job, lambda job, name: step.with_options(name=name)(job, name), publish)
+
+
+def scan_alone(job: str, label: str) -> str:
+    """The same without Prefect, for where that is lost: no result waits for a scheduler."""
+    return _go(job, step.fn, publish.fn)
+
+
+def _go(job: str, step: Step, publish: Callable[..., str]) -> str:
     try:
         for stage in recipe(open_job(job).settings):
-            step.with_options(name=stage.name)(job, stage.name)
+            step(job, stage.name)
         return publish(job)
     except ChironError as failure:
         with suppress(ChironError):

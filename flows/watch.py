@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 # Typical seconds of a stage of a 3 mm head on two CPU cores, to guess the time left; each run corrects them as it goes.
 TYPICAL_S = {"convert": 1.0, "mask": 2.0, "unwrap": 1.5, "background": 2.0, "quality": 1.5, "publish": 1.0}
@@ -94,37 +94,32 @@ class _Timed(Silent):
 
 
 class Lines(_Timed):
-    """One line a stage, and one every half minute of a long one."""
+    """One line a stage, and one every half minute of a long one; with the scan's name where several are at work."""
 
-    def __init__(self, console: Console, label: str, stages: list[str]) -> None:
+    def __init__(self, console: Console, label: str, stages: list[str], named: bool = False) -> None:
         super().__init__(stages)
-        self.console = console
-        self.console.print(label, highlight=False)
+        self.console, self.prefix = console, f"{label}  " if named else "  "
+        if not named:
+            self.console.print(label, highlight=False)
 
     def moved(self, share: float, word: str) -> None:
         left, now = self.left(share), time.monotonic()
         if now - self.said >= LINE_EVERY_S:
             self.said = now
             doing = ", ".join(text for text in (f"{100 * share:.0f} %", word, left) if text)
-            self.console.print(f"  {self.title:26} {doing}", highlight=False)
+            self.console.print(f"{self.prefix}{self.title:26} {doing}", highlight=False)
 
     def ended(self, name: str) -> None:
         super().ended(name)
-        self.console.print(f"  {self.title:26} {time.monotonic() - self.started:7.1f} s", highlight=False)
+        self.console.print(f"{self.prefix}{self.title:26} {time.monotonic() - self.started:7.1f} s", highlight=False)
 
 
 class Bar(_Timed):
     """One bar a scan: what it is doing, how far it is, how long it still takes."""
 
-    def __init__(self, console: Console, label: str, stages: list[str]) -> None:
+    def __init__(self, console: Console, label: str, stages: list[str], board: Progress | None = None) -> None:
         super().__init__(stages)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[left]}"),
-        )
-        self.progress = Progress(*columns, console=console, transient=True)
+        self.progress, self.own = board or bars(console), board is None
         self.row = self.progress.add_task(label, total=1.0, left="")
         self.label = label
         self.progress.start()
@@ -139,11 +134,63 @@ class Bar(_Timed):
         self.progress.update(self.row, completed=done, description=doing, left=self.left(share))
 
     def close(self) -> None:
-        self.progress.stop()
+        if self.own:
+            self.progress.stop()
+        else:
+            self.progress.remove_task(self.row)
+
+
+class Board:
+    """Many scans: those at work, each with its bar, and below them how far the whole is. Plain lines in a log."""
+
+    def __init__(self, console: Console, several: bool = False) -> None:
+        self.console, self.several = console, several
+        self.bars = bars(console) if console.is_terminal else None
+        self.total: TaskID | None = None
+        self.scans = self.done = 0
+        self.started = time.monotonic()
+
+    def expect(self, scans: int) -> None:
+        """So many scans are to be done from now on."""
+        self.scans, self.done, self.started = scans, 0, time.monotonic()
+
+    def watch(self, label: str, stages: list[str]) -> Bar | Lines:
+        """Of one more scan."""
+        if not self.bars:
+            return Lines(self.console, label, stages, self.several)
+        made = Bar(self.console, label, stages, self.bars)
+        if self.scans > 1:
+            if self.total is not None:
+                self.bars.remove_task(self.total)
+            self.total = self.bars.add_task("", total=float(self.scans), left="")
+            self._show()
+        return made
+
+    def ended(self) -> None:
+        """One scan is done."""
+        self.done += 1
+        self._show()
+
+    def close(self) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def _show(self) -> None:
+        if self.bars and self.total is not None:
+            rest = (time.monotonic() - self.started) / max(self.done, 1) * (self.scans - self.done)
+            left = f"about {_duration(rest)} left" if self.done and rest >= 1 else ""
+            said = f"{self.done} of {self.scans} scans"
+            self.bars.update(self.total, completed=float(self.done), description=said, left=left)
+
+
+def bars(console: Console) -> Progress:
+    """Rows of bars that go when they are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
+    return Progress(*columns, console=console, transient=True)
 
 
 def watch(console: Console, label: str, stages: list[str]) -> Bar | Lines:
-    """A bar where a person looks on, else lines."""
+    """One scan alone: a bar where a person looks on, else lines."""
     return (Bar if console.is_terminal else Lines)(console, label, stages)
 
 

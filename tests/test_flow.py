@@ -1,13 +1,9 @@
-"""Scans through Prefect with stages that take no time: isolation, continuation, locks, privacy, an end to every wait.
-
-Run as a script, this file is the command `chiron` with these stages, for tests that need a process to kill.
-"""
+"""Scans through Prefect with stages that take no time: isolation, continuation, locks, privacy, an end to all waiting."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -15,105 +11,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from io import StringIO
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from rich.console import Console
+import stand_in
+from stand_in import KEY, SENTINEL, SETTINGS, dismiss_all, export, install, scan_of
 
-import flows.batch
+import flows.crew
 import flows.engine
-import flows.watch
-import pipeline.publish
-import pipeline.recipe.stages
-from flows.batch import Batch, Outcome, _claimed, apart, run
+from flows.batch import Batch, Outcome, apart, run
+from flows.crew import Terms
+from flows.crew.claim import claimed, is_claimed
 from flows.engine import Watchdog, orchestrator
-from flows.watch import Bar, Forecast, Lines, watch
 from pipeline.errors import ChironError
-from pipeline.find import Export, Scan, SetAside
+from pipeline.find import Export
 from pipeline.publish import read_manifests
-from pipeline.recipe import Inputs, Job
+from pipeline.recipe import Job
 from pipeline.settings import load
-from pipeline.volumes import Grid
-from pipeline.work import Made
-
-SENTINEL = "Zebedee^Quixotic"
-SHAPE = (5, 4, 3)
-KEY = b"k" * 32
-SETTINGS = load(method="tkd", device="cpu")
-
-
-def find(folder: Path, key: bytes, subject: str | None = None, *, acquisition: Any = None) -> Export:
-    """Every file is a scan; the one called `aside` is set aside."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    scans = tuple(_scan(path) for path in files if path.name != "aside")
-    aside = tuple(SetAside("sub-aside", "P001", "no phase", 1) for path in files if path.name == "aside")
-    return Export(scans, aside, (), len(files))
-
-
-def _scan(path: Path) -> Scan:
-    label = path.read_text().split()[0]
-    name = label.encode().hex().ljust(12, "0")[:12]
-    return Scan(name, label, "", "", "dicom", "Siemens", (1,), (0.004, 0.008), ("magnitude", "phase"), (path,))
-
-
-def _convert(inputs: Inputs) -> Made:
-    _note(inputs, "convert")
-    facts = {"grid": Grid.simple(SHAPE, (1, 1, 1)).json(), "echo_times_s": [0.004, 0.008], "b0_tesla": 3.0}
-    facts |= {"vendor": "Siemens", "content_digest": inputs.job.scan.content_digest(), "acquisition": {}}
-    echoes = torch.ones(2, *SHAPE)
-    return Made({"magnitude": echoes, "phase_rad": echoes}, facts=facts)
-
-
-def _mask(inputs: Inputs) -> Made:
-    return Made({"mask": torch.ones(SHAPE, dtype=torch.uint8), "quality": torch.ones(SHAPE)})
-
-
-def _unwrap(inputs: Inputs) -> Made:
-    """Does what the scan's file says: fail, be surprised, or hang once."""
-    _note(inputs, "unwrap")
-    said = inputs.job.scan.files[0].read_text()
-    if "fail" in said:
-        raise ChironError("P007", "an empty mask", "a brain")
-    if "surprise" in said:
-        raise ValueError(f"the file {inputs.job.scan.files[0]} of {SENTINEL}")
-    time.sleep(float(os.environ.get("CHIRON_TEST_HANG", 0)))
-    echoes = torch.ones(2, *SHAPE)
-    return Made({"unwrapped_rad": echoes, "offset_rad": echoes[0]})
-
-
-def _field(inputs: Inputs) -> Made:
-    ones = torch.ones(SHAPE)
-    return Made({"total_ppm": ones, "sd_ppm": ones, "mask": ones.to(torch.uint8), "residual": ones})
-
-
-def _background(inputs: Inputs) -> Made:
-    ones = torch.ones(SHAPE)
-    return Made({"local_ppm": ones, "sd_ppm": ones, "mask": ones.to(torch.uint8)})
-
-
-def _invert(method: str, inputs: Inputs) -> Made:
-    inputs.progress(0.5, "half way")
-    reference = {"region": "final mask", "mean_ppm": 0.0, "sd_ppm": 0.1}
-    chi = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    return Made({"chi_ppm": chi}, facts={"method": method, "reference": reference})
-
-
-def _note(inputs: Inputs, stage: str) -> None:
-    with (inputs.job.folder.parent.parent / "stages.txt").open("a") as stream:
-        stream.write(f"{inputs.job.scan.subject} {stage}\n")
-
-
-def install(put: Callable[[Any, str, Any], None]) -> None:
-    """Put the stages above in place of the true ones, and files in place of exports."""
-    for stage in (_convert, _mask, _unwrap, _field, _background, _invert):
-        put(pipeline.recipe.stages, stage.__name__.removeprefix("_"), stage)
-    put(flows.batch, "find", find)
-    put(pipeline.publish, "write_report", lambda work, label, settings, failure=None: f"<html>{label}</html>")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,6 +38,7 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("prefect")
     with orchestrator(home):
         yield home
+        dismiss_all()
 
 
 @pytest.fixture
@@ -132,14 +49,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def export(folder: Path, **scans: str) -> Path:
-    for name, said in scans.items():
-        (folder / f"{SENTINEL}-{name}").write_text(f"{name} {said}")
-    return folder
-
-
-def outcomes(source: Path, output: Path, **settings: Any) -> tuple[dict[str, Outcome], int]:
-    batch = Batch(output)
+def outcomes(source: Path, output: Path, limit_s: float = 600, **settings: Any) -> tuple[dict[str, Outcome], int]:
+    batch = Batch(output, terms=Terms(wait_s=0, time_limit_s=limit_s))
     run(batch, source, load(**{"method": "tkd", "device": "cpu", **settings}), KEY)
     return {outcome.label: outcome for outcome in batch.outcomes}, batch.exit_code()
 
@@ -186,11 +97,12 @@ def test_what_is_published_is_not_done_again(source: Path, tmp_path: Path) -> No
 
 def test_the_work_folder_is_private_and_goes_with_success(source: Path, tmp_path: Path) -> None:
     outcomes(export(source, a="", b="fail"), tmp_path / "out")
-    left = list((tmp_path / "out" / ".chiron" / "work").iterdir())
-    assert [folder.name for folder in left] == [_scan(source / f"{SENTINEL}-b").id]
-    assert left[0].stat().st_mode & 0o77 == 0
+    done, failed = (tmp_path / "out" / ".chiron" / "work" / scan_of(source / f"{SENTINEL}-{n}").id for n in "ab")
+    assert {path.name for path in done.iterdir()} == {"job.json", "lock"}
+    assert {"convert", "mask", "trace.txt"} - {path.name for path in failed.iterdir()} == {"trace.txt"}
+    assert done.stat().st_mode & 0o77 == failed.stat().st_mode & 0o77 == 0
     outcomes(export(source, a=""), tmp_path / "kept", keep_work=True)
-    assert len(list((tmp_path / "kept" / ".chiron" / "work").iterdir())) == 2
+    assert (tmp_path / "kept" / ".chiron" / "work" / done.name / "quality").is_dir()
 
 
 def test_a_failed_scan_continues_after_its_last_good_stage(source: Path, tmp_path: Path) -> None:
@@ -238,10 +150,12 @@ def test_scans_set_aside_are_outcomes_too(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_scan_that_another_run_holds_is_busy(source: Path, tmp_path: Path) -> None:
-    scan = _scan(export(source, a="") / f"{SENTINEL}-a")
-    with _claimed(Job(scan, SETTINGS, tmp_path / "out" / ".chiron" / "work" / scan.id)):
+    scan = scan_of(export(source, a="") / f"{SENTINEL}-a")
+    folder = tmp_path / "out" / ".chiron" / "work" / scan.id
+    with claimed(folder):
+        assert is_claimed(folder)
         found, code = outcomes(source, tmp_path / "out")
-    assert (found["sub-a"].code, code) == ("R006", 17)
+    assert (found["sub-a"].code, code) == ("R006", 17) and not is_claimed(folder)
     assert outcomes(source, tmp_path / "out")[1] == 0
 
 
@@ -287,10 +201,10 @@ def _task_runs(home: Path) -> list[tuple[str]]:
 
 def test_a_killed_run_continues_and_ends_as_if_nothing_had_been(source: Path, tmp_path: Path, _server: Path) -> None:
     with hanging(export(source, a=""), tmp_path / "out", own_server(_server)) as process:
-        server = _children(process.pid)
+        started = _children(process.pid)  # a server and a worker
         process.kill()
-    assert server and not (tmp_path / "out" / "sub-a").exists()
-    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in server))  # none is left behind
+    assert len(started) == 2 and not (tmp_path / "out" / "sub-a").exists()
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in started))  # none is left behind
     assert outcomes(source, tmp_path / "out")[1] == 0
     assert stages_run(tmp_path / "out") == ["a convert", "a unwrap", "a unwrap"]
     outcomes(source, tmp_path / "other")
@@ -320,7 +234,7 @@ def hanging(
 ) -> Iterator[subprocess.Popen[str]]:
     """`chiron run` with the stages of this file, in a process that hangs in its second stage by now."""
     environment |= {"CHIRON_TEST_HANG": str(seconds), "CHIRON_KEY_FILE": str(output.parent / "key")}
-    command = [sys.executable, __file__, "run", str(source), str(output), "--method", "tkd", "--device", "cpu"]
+    command = [sys.executable, stand_in.__file__, "run", str(source), str(output), "--method", "tkd", "--device", "cpu"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: (output / ".chiron" / "stages.txt").exists() and len(stages_run(output)) == 2)
         yield process
@@ -337,19 +251,18 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_prefect_that_is_lost_costs_no_result(
-    source: Path, tmp_path: Path, _server: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """What happens in `give_up` must happen in a process of its own, for it ends the process."""
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+
+
+def test_a_prefect_that_is_lost_costs_no_result(source: Path, tmp_path: Path, _server: Path) -> None:
     environment = own_server(_server) | {"CHIRON_TEST_PATIENCE": "3"}
     with hanging(export(source, a="", b=""), tmp_path / "out", environment, 2) as process:
-        (server,) = _children(process.pid)
+        (server,) = (child for child in _children(process.pid) if "flows.server" in _command(child))
         os.kill(server, signal.SIGKILL)
-        process.wait(timeout=40)
-    assert process.returncode == 10
-    assert (tmp_path / "out" / "sub-a").is_dir() and not (tmp_path / "out" / "sub-b").exists()
-    said = capfd.readouterr().out
-    assert re.search(r"sub-a +published", said) and re.search(r"sub-b +failed\n +R007", said)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, "Prefect was lost" in said) == (0, True)
+    assert all((tmp_path / "out" / f"sub-{name}" / "manifest.json").is_file() for name in "ab")
 
 
 def test_a_scan_whose_files_vanish_is_recorded_and_stops_no_other(source: Path, tmp_path: Path) -> None:
@@ -367,7 +280,7 @@ def test_a_scan_whose_files_vanish_is_recorded_and_stops_no_other(source: Path, 
 
 
 def test_a_work_folder_that_cannot_be_made_fails_the_scan_alone(source: Path, tmp_path: Path) -> None:
-    scan = _scan(export(source, a="", b="") / f"{SENTINEL}-a")
+    scan = scan_of(export(source, a="", b="") / f"{SENTINEL}-a")
     (tmp_path / "out" / ".chiron" / "work").mkdir(parents=True)
     (tmp_path / "out" / ".chiron" / "work" / scan.id).write_text("in the way")
     found, code = outcomes(source, tmp_path / "out")
@@ -396,95 +309,10 @@ def test_the_watchdog_ends_a_process_that_is_held_and_no_other(monkeypatch: pyte
 
 
 def test_jobs_come_back_as_they_were_saved(source: Path, tmp_path: Path) -> None:
-    scan = _scan(export(source, a="") / f"{SENTINEL}-a")
+    scan = scan_of(export(source, a="") / f"{SENTINEL}-a")
     job = Job(scan, SETTINGS, tmp_path / "job", tmp_path / "truth.nii.gz")
     job.save()
     assert Job.load(job.folder) == job
-
-
-def test_the_forecast_learns_from_this_machine() -> None:
-    forecast = Forecast(["convert", "invert-dip"])
-    before = forecast.seconds_left("convert", 0.0, 0.0)
-    forecast.done("convert", 10 * 2.0)
-    assert forecast.seconds_left("invert-dip", 0.0, 0.0) > 5 * (before - 2.0)
-    assert forecast.seconds_left("invert-dip", 0.5, 30.0) == pytest.approx(30.0)
-    assert 0 < forecast.share("invert-dip", 0.0) < forecast.share("invert-dip", 0.5) < 1
-    assert forecast.share("invert-dip", 1.0) == pytest.approx(1.0)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that stands still until it is set."""
-    hand = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(flows.watch, "time", SimpleNamespace(monotonic=lambda: hand.now))
-    return hand
-
-
-def left(bar: Bar) -> str:
-    """The time left that the bar shows."""
-    return str(bar.progress.tasks[0].fields["left"])
-
-
-def test_the_bar_tells_the_time_left_from_the_share_done(clock: SimpleNamespace) -> None:
-    bar = Bar(Console(file=StringIO(), force_terminal=True), "sub-a", ["invert-dip"])
-    bar.began("invert-dip", "inverting")
-    assert left(bar) == "about 2 min left", "nothing is done: what such a stage usually takes"
-    for now, share, expected in ((20, 0.25, "60 s"), (50, 0.5, "50 s"), (300, 0.6, "3 min"), (499, 0.998, "1 s")):
-        clock.now = 1000.0 + now
-        bar.moved(share, "step")
-        assert left(bar) == f"about {expected} left"
-    bar.moved(1.0, "step")
-    assert left(bar) == ""
-    bar.close()
-
-
-def test_a_slow_stage_is_no_longer_said_to_end_soon_once_the_usual_time_is_over(clock: SimpleNamespace) -> None:
-    bar = Bar(Console(file=StringIO(), force_terminal=True), "sub-a", ["invert-dip"])
-    bar.began("invert-dip", "inverting")
-    clock.now += 150
-    bar.moved(0.01, "step")
-    assert left(bar) == f"about {150 * 99 / 60:.0f} min left"
-    bar.close()
-
-
-def test_a_second_pass_is_timed_anew(clock: SimpleNamespace) -> None:
-    bar = Bar(Console(file=StringIO(), force_terminal=True), "sub-a", ["invert-dip"])
-    bar.began("invert-dip", "inverting")
-    for seconds, share in ((100, 1.0), (0, 0.01), (40, 0.5)):
-        clock.now += seconds
-        bar.moved(share, "step")
-    assert left(bar) == "about 40 s left"
-    bar.close()
-
-
-def test_a_log_hears_of_a_long_stage_now_and_then(clock: SimpleNamespace) -> None:
-    said = StringIO()
-    lines = Lines(Console(file=said, width=100), "sub-a", ["invert-dip"])
-    lines.began("invert-dip", "inverting (dip)")
-    for step in range(1, 101):
-        clock.now += 1
-        lines.moved(step / 100, f"step {step}")
-    lines.ended("invert-dip")
-    words = [" ".join(line.split()) for line in said.getvalue().splitlines()]
-    assert words == [
-        "sub-a",
-        "inverting (dip) 30 %, step 30, about 70 s left",
-        "inverting (dip) 60 %, step 60, about 40 s left",
-        "inverting (dip) 90 %, step 90, about 10 s left",
-        "inverting (dip) 100.0 s",
-    ]
-
-
-def test_progress_is_a_bar_for_a_person_and_lines_for_a_log() -> None:
-    for terminal, expected in ((True, Bar), (False, Lines)):
-        said = StringIO()
-        shown = watch(Console(file=said, force_terminal=terminal), "sub-a", ["convert"])
-        assert isinstance(shown, expected)
-        shown.began("convert", "reading the images")
-        shown.moved(0.5, "half")
-        shown.ended("convert")
-        shown.close()
-        assert "sub-a" in said.getvalue() and "reading the images" in said.getvalue()
 
 
 def test_prefect_gets_no_more_than_ids_and_labels(source: Path, tmp_path: Path, _server: Path) -> None:
@@ -492,13 +320,57 @@ def test_prefect_gets_no_more_than_ids_and_labels(source: Path, tmp_path: Path, 
     with sqlite3.connect(f"file:{_server / 'prefect.db'}?mode=ro", uri=True) as database:
         runs = database.execute("select name, parameters from flow_run where name = 'sub-z'").fetchall()
     assert [json.loads(parameters) for _, parameters in runs] == [
-        {"job": _scan(source / f"{SENTINEL}-z").id, "label": "sub-z"}
+        {"job": scan_of(source / f"{SENTINEL}-z").id, "label": "sub-z"}
     ]
 
 
-if __name__ == "__main__":
-    from flows.cli import main
+def test_a_scan_that_hangs_is_killed_at_its_limit_and_stops_no_other(source: Path, tmp_path: Path) -> None:
+    export(source, a="hang", b="")
+    found, code = outcomes(source, tmp_path / "out", limit_s=8)
+    assert (found["sub-a"].code, found["sub-b"].state, code) == ("R003", "published", 10)
+    assert "8 s" in found["sub-a"].text and (tmp_path / "out" / found["sub-a"].report).is_file()
 
-    install(setattr)
-    flows.batch.PREFECT_MAY_HOLD_S = float(os.environ.get("CHIRON_TEST_PATIENCE", flows.batch.PREFECT_MAY_HOLD_S))
-    main()
+
+def test_a_process_that_dies_is_replaced_and_its_scan_tried_once_more(source: Path, tmp_path: Path) -> None:
+    export(source, a="die", b="", c="once")
+    found, code = outcomes(source, tmp_path / "out")
+    assert {label: (o.state, o.code) for label, o in found.items()} == {
+        "sub-a": ("failed", "R008"),
+        "sub-b": ("published", ""),
+        "sub-c": ("published", ""),
+    }
+    assert "-9" in found["sub-a"].text and code == 10
+
+
+def test_a_scan_that_another_run_holds_is_waited_for(source: Path, tmp_path: Path) -> None:
+    """As two crews that share the folder do: here the other one is this test."""
+    scan = scan_of(export(source, a="", b="") / f"{SENTINEL}-a")
+    with ExitStack() as other:
+        other.enter_context(claimed(tmp_path / "out" / ".chiron" / "work" / scan.id))
+        batch = Batch(tmp_path / "out", on_outcome=lambda outcome: other.close(), terms=Terms(wait_s=60))
+        run(batch, source, SETTINGS, KEY)
+    assert [(o.label, o.state) for o in batch.outcomes] == [("sub-b", "published"), ("sub-a", "published")]
+
+
+def test_two_crews_share_the_work_and_do_nothing_twice(source: Path, tmp_path: Path, _server: Path) -> None:
+    export(source, **{f"n{i}": "" for i in range(12)})
+    environment = dict(os.environ) | {"CHIRON_KEY_FILE": str(tmp_path / "key"), "CHIRON_TEST_HANG": "0.3"}
+    command = [sys.executable, stand_in.__file__, "run", str(source), str(tmp_path / "out"), "--method", "tkd"]
+    command += ["--device", "cpu", "--json"]
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [json.loads(each.communicate(timeout=120)[0]) for each in runs]
+    assert sorted(stages_run(tmp_path / "out")) == sorted(f"n{i} {s}" for i in range(12) for s in ("convert", "unwrap"))
+    states = [{o["label"]: o["state"] for o in each} for each in said]
+    assert all(set(each.values()) <= {"published", "already published"} and len(each) == 12 for each in states)
+    assert all(sorted(each[label] for each in states) == ["already published", "published"] for label in states[0])
+    assert [each.returncode for each in runs] == [0, 0] and min(list(e.values()).count("published") for e in states) > 2
+
+
+def test_jobs_saved_meanwhile_do_not_disturb_the_one_at_work(source: Path, tmp_path: Path) -> None:
+    scan = scan_of(export(source, a="") / f"{SENTINEL}-a")
+    job, other = (Job(scan, load(method=m, device="cpu"), tmp_path / "job", None) for m in ("tkd", "rts"))
+    job.save()
+    assert Job.take(job.folder)
+    other.save()
+    assert (Job.load(job.folder), Job.load(job.folder, next=True)) == (job, other)
+    assert Job.take(job.folder) and Job.load(job.folder) == other and not Job.take(job.folder)

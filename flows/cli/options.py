@@ -40,7 +40,15 @@ MaxSeconds = Annotated[
         help="Time for the fit of dip, which then ends with its best map so far; 0 is no limit. Sets dip.seconds.",
     ),
 ]
+Workers = Annotated[int, typer.Option(min=0, help="Scans at once; 0 chooses by the machine's cores and GPUs.")]
+TimeLimit = Annotated[
+    float, typer.Option(min=1.0, metavar="S", help="Seconds that one scan may take before it is stopped.")
+]
 Subject = Annotated[str | None, typer.Option(help="Label of the only patient, in place of the pseudonym.")]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Own labels: a private table, a line a patient: PatientID, tab, label."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 
 

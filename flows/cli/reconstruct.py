@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows import show
 from flows.cli.options import (
-    INTERRUPTED,
     NOTHING_DONE,
     Also,
     Config,
     Device,
     Input,
     Json,
+    Labels,
     MaxSeconds,
     Method,
     Output,
     Set,
     Subject,
+    TimeLimit,
+    Workers,
     time_budget,
 )
+from flows.cli.shown import shown
 from pipeline.errors import ChironError
-
-if TYPE_CHECKING:
-    from flows.batch import Batch
-    from pipeline.settings import Settings
 
 
 def run(
@@ -50,6 +49,9 @@ def run(
     phase_sign: Annotated[str | None, typer.Option(help="Sign of the phase: + or -.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Own brain mask, NIfTI on the scan's grid.")] = None,
     max_seconds: MaxSeconds = None,
+    workers: Workers = 0,
+    time_limit: TimeLimit = 7200.0,
+    labels: Labels = None,
     fail_on_qc: Annotated[bool, typer.Option("--fail-on-qc", help="Exit 19 where a result is not to be used.")] = False,
     json: Json = False,
 ) -> None:
@@ -60,14 +62,25 @@ def run(
 
     Example: chiron run /data/export /data/qsm --method rts
     """
+    from flows import batch as batches
     from pipeline import settings as all_settings
-    from pipeline.identity import load_key
+    from pipeline.identity import load_key, load_labels
 
     words = [*(set or []), *_acquisition_words(echo_times, b0, phase_range, phase_sign, mask)]
     words += time_budget(max_seconds)
     beside = [name for given in also or [] for name in given.split(",")] or None
     settings = all_settings.load(config, words, method=method, also=beside, device=device)
-    raise typer.Exit(_batch(input, output, settings, load_key(), subject, fail_on_qc, json).exit_code())
+    source, given = input.absolute(), load_labels(labels) if labels else None
+    batches.apart(source, output.absolute())
+    terms = batches.machine_terms(settings, workers, time_limit_s=time_limit)
+    batch = shown(
+        lambda batch: batches.run(batch, source, settings, load_key(), subject, None, given),
+        output.absolute(),
+        terms,
+        fail_on_qc,
+        json,
+    )
+    raise typer.Exit(batch.exit_code())
 
 
 def demo(
@@ -87,6 +100,7 @@ def demo(
 
     Example: chiron demo demo-output --vendor ge
     """
+    from flows import batch as batches
     from flows.demo import simulate
     from pipeline import settings as all_settings
     from pipeline.identity import load_key
@@ -98,49 +112,17 @@ def demo(
     prepare(output)
     show.console(stderr=True).print("simulating a head and its scan")
     made = simulate(output / "sourcedata", vendor, voxel_size, seed)
-    batch = _batch(made.export, output, settings, load_key(output / ".chiron" / "demo.key"), "demo", truth=made.truth)
+    key = load_key(output / ".chiron" / "demo.key")
+    batch = shown(
+        lambda batch: batches.run(batch, made.export, settings, key, "demo", made.truth),
+        output,
+        batches.machine_terms(settings),
+    )
     for outcome in batch.outcomes:
         qc = output / Path(outcome.report).parent / "anat" / f"{outcome.label}_qc.json"
         if qc.is_file():
             show.metrics(json_format.loads(qc.read_text())["methods"], show.console())
     raise typer.Exit(0 if batch.exit_code() == NOTHING_DONE else batch.exit_code())
-
-
-def _batch(
-    source: Path,
-    output: Path,
-    settings: Settings,
-    key: bytes,
-    subject: str | None,
-    fail_on_qc: bool = False,
-    as_json: bool = False,
-    truth: Path | None = None,
-) -> Batch:
-    """Run the batch, say what it does on standard error and how it ended on standard output."""
-    from flows.batch import Batch, apart
-    from flows.batch import run as run_batch
-    from flows.watch import watch
-
-    source, output = source.absolute(), output.absolute()
-    if truth is None:
-        apart(source, output)
-    beside, out = show.console(stderr=True), show.console()
-    batch = Batch(
-        output,
-        fail_on_qc,
-        on_found=lambda found: beside.print(show.counted(found)),
-        on_outcome=(lambda how: None) if as_json else lambda how: show.outcome(how, output, out),
-        on_end=lambda: show.as_json([how.json() for how in batch.outcomes]) if as_json else None,
-        watch=lambda label, stages: watch(beside, label, stages),
-    )
-    try:
-        run_batch(batch, source, settings, key, subject, truth)
-    except KeyboardInterrupt:
-        beside.print("interrupted; what is done is kept, the same command continues")
-        raise typer.Exit(INTERRUPTED) from None
-    if batch.exit_code() == NOTHING_DONE:
-        beside.print("nothing to do")
-    return batch
 
 
 def _acquisition_words(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from pipeline.settings import Settings
 from pipeline.volumes import Echoes, Field, Grid
 from pipeline.work import Result, Work
 
+NEXT, TAKEN, TRACE = "next.json", "job.json", "trace.txt"
+
 Progress = Callable[[float, str], None]  # share of the stage that is done (0 to 1), and a short word on it
 
 
@@ -26,28 +30,57 @@ class Job:
     settings: Settings
     folder: Path
     truth: Path | None = None  # the true susceptibility (NIfTI, ppm) of a simulated scan, to be compared with
+    again: bool = False  # to be done though the same result is published
+    expects: str = ""  # digest of the input that was published under this label; other files there are not taken for it
 
     @property
     def work(self) -> Work:
         return Work(self.folder)
 
     def save(self) -> None:
-        """Write the job into its folder, where `Job.load` finds it; the folder is private to its owner."""
+        """Write the job into its folder, private to its owner, as the next that is to be done there.
+
+        Whoever holds the scan's claim goes by the job it has taken, whatever is saved meanwhile.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         job = {
             "scan": self.scan.json(),
             "settings": self.settings.model_dump(mode="json"),
             "truth": str(self.truth) if self.truth else None,
+            "again": self.again,
+            "expects": self.expects,
         }
-        aside = self.folder / ".job.json"
-        aside.write_text(json.dumps(job, indent=1))
-        aside.rename(self.folder / "job.json")
+        aside = self.folder / f".{NEXT}.{os.getpid()}"
+        aside.write_text(json.dumps(job))
+        aside.rename(self.folder / NEXT)
+
+    @staticmethod
+    def take(folder: Path) -> bool:
+        """Make the next job of a folder the one that `load` gives; False if there is none. For the claim's holder."""
+        try:
+            (folder / NEXT).rename(folder / TAKEN)
+        except FileNotFoundError:
+            return False
+        return True
 
     @classmethod
-    def load(cls, folder: Path) -> Job:
-        job = json.loads((folder / "job.json").read_text())
+    def load(cls, folder: Path, next: bool = False) -> Job:
+        """The job that was taken in a folder, or saved where none was; with `next`, the other way round."""
+        names = (NEXT, TAKEN) if next else (TAKEN, NEXT)
+        file = folder / (names[0] if (folder / names[0]).exists() else names[1])
+        job = json.loads(file.read_text())
         truth = Path(job["truth"]) if job["truth"] else None
-        return cls(Scan.from_json(job["scan"]), Settings.model_validate(job["settings"]), folder, truth)
+        settings = Settings.model_validate(job["settings"])
+        return cls(
+            Scan.from_json(job["scan"]), settings, folder, truth, job.get("again", False), job.get("expects", "")
+        )
+
+    def tidy(self) -> None:
+        """Remove what the stages made; the job stays, for whoever wants the scan done again."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+        (self.folder / TRACE).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""A scan's work folder -> held for one process, on any machine that shares it, by a lock that dies with its holder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pipeline.errors import ChironError
+from pipeline.work import disk_error
+
+LOCK = "lock"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the scan of this work folder; R006 where another process has it, S001 or S002 where that cannot be told."""
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            stream = held.enter_context((folder / LOCK).open("a"))
+            if not _locked(stream.fileno(), folder / LOCK):
+                raise ChironError("R006", "another run works on this scan", "one at a time")
+        except OSError as error:
+            raise disk_error(error) from None
+        yield
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a process, here or on another machine, works on the scan now."""
+    try:
+        with (folder / LOCK).open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _locked(handle: int, path: Path) -> bool:
+    """Whether the lock is ours; not where it is held, nor where its holder has just ended and tidied up."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
