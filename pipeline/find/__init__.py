@@ -6,6 +6,7 @@ Headers only: pixels are neither read nor held, except those of two files that c
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -27,14 +28,17 @@ def find(
     *,
     acquisition: Acquisition | None = None,
     labels: Labels | None = None,
+    files: Collection[Path] | None = None,
+    progress: Callable[[float, str], None] = lambda share, word: None,
 ) -> Export:
-    """Look through `folder`; pseudonyms are made with `key`; `subject` overrides the label of the only patient.
+    """Look through `folder`, or at `files` of it alone; pseudonyms are made with `key`.
 
-    Patients of a DICOM export that stand in `labels` get their label from there. `acquisition` is believed instead of
-    headers. Inputs are only read. S003 where the folder cannot be read, X001 where `subject` is no BIDS label.
+    `subject` overrides the label of the only patient. Patients of a DICOM export that stand in `labels` get their label
+    from there. `acquisition` is believed instead of headers. Inputs are only read. S003 where the folder cannot be
+    read, X001 where `subject` is no BIDS label.
     """
     if subject is not None and not re.fullmatch(r"[A-Za-z0-9]{1,64}", subject):
         raise ChironError("X001", "a subject label with other characters than letters and digits", "for example 01")
-    entries = list_files(folder)
-    search = find_bids if is_bids(folder, entries) else partial(find_dicom, labels=labels)
+    entries = list_files(folder, files)
+    search = find_bids if is_bids(folder, entries) else partial(find_dicom, labels=labels, progress=progress)
     return search(folder, entries, key, subject, acquisition or Acquisition())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache
@@ -16,9 +16,10 @@ from pipeline.errors import ChironError, Notice
 from pipeline.find.check import Checked, check
 from pipeline.find.files import quiet, read_whole
 from pipeline.find.group import acquisitions, copies, grouped, only_single_coils
-from pipeline.find.headers import Image, read_images
+from pipeline.find.headers import Image
 from pipeline.find.listing import Entry
 from pipeline.find.parts import FIELD_MAP
+from pipeline.find.reading import read_all
 from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume, reason
 from pipeline.identity import Labels, internal_id, label_of, pseudonym
 
@@ -61,10 +62,11 @@ def find_dicom(
     subject: str | None,
     acquisition: Acquisition,
     labels: Labels | None = None,
+    progress: Callable[[float, str], None] = lambda share, word: None,
 ) -> Export:
     """See `pipeline.find.find`; patients in `labels` get their label, all others a pseudonym."""
     ledger = _Ledger({entry.ordinal: entry.path for entry in entries})
-    images = _mixed_patients(_duplicates(_read(entries, ledger), ledger), ledger)
+    images = _mixed_patients(_duplicates(_read(entries, ledger, progress), ledger), ledger)
     subjects = _subjects(images, key, subject, labels or {})
     for patient, own in grouped(images, lambda i: i.patient).items():
         label = subjects[patient]
@@ -77,18 +79,15 @@ def find_dicom(
     return ledger.export()
 
 
-def _read(entries: list[Entry], ledger: _Ledger) -> list[Image]:
+def _read(entries: list[Entry], ledger: _Ledger, progress: Callable[[float, str], None]) -> list[Image]:
     images: list[Image] = []
-    for entry in entries:
-        try:
-            if entry.code:
-                raise ChironError(entry.code, entry.text)
-            images += read_images(entry.path, entry.ordinal)
-        except ChironError as error:
-            if error.fault.owed == "ignore":
-                ledger.ignored[entry.ordinal] = error.code, error.found
-            else:
-                ledger.aside.append((_UNKNOWN, error.code, f"file {entry.ordinal}: {reason(error)}", {entry.ordinal}))
+    for entry, found in read_all(entries, progress):
+        if not isinstance(found, ChironError):
+            images += found
+        elif found.fault.owed == "ignore":
+            ledger.ignored[entry.ordinal] = found.code, found.found
+        else:
+            ledger.aside.append((_UNKNOWN, found.code, f"file {entry.ordinal}: {reason(found)}", {entry.ordinal}))
     return images
 
 

@@ -29,7 +29,7 @@ from pipeline.find.values import element, integer
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages may quote values that identify
 
 NO_FAULT = ("", "")
-_DEFLATED, _BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
+DEFLATED, _BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
 _NATIVE = {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", _BIG_ENDIAN}
 _LOSSY = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.(50|51|53|55|81|91|93|112|203)$")
 _IMAGES = {"1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4"}
@@ -55,7 +55,7 @@ def read_header(path: Path, tags: list[Any]) -> tuple[Dataset, tuple[str, str]]:
             dataset = _forced(stream, head, tags)
         elif len(head) == 132:
             raise ChironError("F004", "a DICOM preamble and nothing else", "an MR image")
-        elif _DEFLATED.encode() in head:
+        elif DEFLATED.encode() in head:
             return _checked_in_memory(inflated(path, stream))
         else:
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
@@ -67,7 +67,7 @@ def read_whole(path: Path) -> FileDataset:
     with path.open("rb") as stream:
         head = stream.read(512)
         stream.seek(0)
-        if head[128:132] == b"DICM" and _DEFLATED.encode() in head:
+        if head[128:132] == b"DICM" and DEFLATED.encode() in head:
             return inflated(path, stream)
         dataset = pydicom.dcmread(stream, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -79,7 +79,7 @@ def read_whole(path: Path) -> FileDataset:
 def inflated(path: Path, stream: BinaryIO) -> FileDataset:
     """A deflated dataset, inflated within bounds: F012 beyond them, F003 where it breaks off."""
     meta = read_file_meta_info(path)
-    if str(meta.TransferSyntaxUID) != _DEFLATED:
+    if str(meta.TransferSyntaxUID) != DEFLATED:
         return pydicom.dcmread(stream)
     stream.seek(144 + integer(meta.FileMetaInformationGroupLength))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -1,11 +1,12 @@
-"""A folder -> every entry in it, sorted, each a readable file or a reason why not. Links are never followed."""
+"""A folder, or some files of it -> its entries, sorted, each a readable file or a reason why not; follows no links."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import ChironError
@@ -19,43 +20,57 @@ class Entry:
     path: Path
     code: str = ""
     text: str = ""
+    size: int = 0
+    mtime_ns: int = 0
 
 
-def list_files(folder: Path) -> list[Entry]:
-    """Entries of `folder` and all below, sorted by their paths; S003 where the folder itself cannot be read."""
+_Found = tuple[str, str, str, int, int]  # path and what follows it in an entry
+
+
+def list_files(folder: Path, files: Collection[Path] | None = None) -> list[Entry]:
+    """Entries of `folder` and all below, or of `files` alone, by their paths; S003 where the folder cannot be read."""
     if not folder.is_dir():
         raise ChironError("S003", "no such input folder", "a folder of DICOM files, or a BIDS dataset")
-    found = sorted(_walk(os.fspath(folder), top=True))
-    return [Entry(number, Path(path), code, text) for number, (path, code, text) in enumerate(found, 1)]
+    found = _walk(os.fspath(folder), top=True) if files is None else map(_named, map(os.fspath, set(files)))
+    return [Entry(number, Path(one[0]), *one[1:]) for number, one in enumerate(sorted(found), 1)]
 
 
-def _walk(folder: str, top: bool = False) -> Iterator[tuple[str, str, str]]:
+def _walk(folder: str, top: bool = False) -> Iterator[_Found]:
     """Depth first, by descriptors of the kernel's own kind of each entry; opens nothing but folders."""
     try:
         with os.scandir(folder) as entries:
             listed = list(entries)
     except FileNotFoundError:
-        yield folder, "F016", "a folder that vanished while it was read"
+        yield folder, "F016", "a folder that vanished while it was read", 0, 0
         return
     except OSError as error:
         if top:
             raise ChironError("S003", f"an input folder that cannot be read ({error.strerror})") from None
-        yield folder, "F015", f"a folder that cannot be read ({error.strerror})"
+        yield folder, "F015", f"a folder that cannot be read ({error.strerror})", 0, 0
         return
     for entry in listed:
-        if entry.is_symlink():
-            yield entry.path, "F014", "a link, which is not followed"
-        elif entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path)
         else:
-            yield entry.path, *_kind(entry)
+            yield _judged(entry.path, partial(entry.stat, follow_symlinks=False))
 
 
-def _kind(entry: os.DirEntry[str]) -> tuple[str, str]:
+def _named(path: str) -> _Found:
+    return _judged(path, partial(os.lstat, path))
+
+
+def _judged(path: str, look: Callable[[], os.stat_result]) -> _Found:
     try:
-        status = entry.stat(follow_symlinks=False)
+        status = look()
     except FileNotFoundError:
-        return "F016", "a file that vanished while it was read"
+        return path, "F016", "a file that vanished while it was read", 0, 0
+    except OSError as error:
+        return path, "F015", f"a file that cannot be read ({error.strerror})", 0, 0
+    if stat.S_ISLNK(status.st_mode):
+        return path, "F014", "a link, which is not followed", 0, 0
+    if stat.S_ISDIR(status.st_mode):
+        return path, "F015", "a folder that cannot be read", 0, 0
     if not stat.S_ISREG(status.st_mode):
-        return "F015", "a pipe, socket or device"
-    return ("F001", "an empty file") if status.st_size == 0 else ("", "")
+        return path, "F015", "a pipe, socket or device", 0, 0
+    code = ("", "") if status.st_size else ("F001", "an empty file")
+    return path, *code, status.st_size, status.st_mtime_ns
