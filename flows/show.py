@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from flows.night import headline, tally
 from pipeline.errors import CATALOGUE, ChironError
 
 if TYPE_CHECKING:
     from flows.batch import Outcome
     from flows.doctor import Check
+    from flows.night import Entry, Night
     from pipeline.find import Export
 
 WIDTH = 140  # of tables where nobody looks on
@@ -106,15 +109,46 @@ def outcome(how: Outcome, output: Path, out: Console) -> None:
         out.print(f"  {escape(str(output / how.report))}")
 
 
-def records(found: Iterable[Mapping[str, Any]], out: Console) -> None:
-    """What `status` says of the manifests' records."""
-    table = Table("scan", "state", "verdict", "methods", "finished", "warnings or failure")
-    for record in found:
-        failure = record["failure"] or {}
-        warned = ", ".join(sorted({w["code"] for w in record["warnings"]}))
-        row = (record["label"], record["state"], record["verdict"], ", ".join(record["methods"]), record["finished"])
-        table.add_row(*map(escape, row), escape(failure.get("sentence", warned)))
-    out.print(table)
+def night(found: Night, everything: bool = False, watched: bool = False) -> RenderableType:
+    """What `status` says: scans that run, those that need a look and, where `everything` is asked for, the others.
+
+    The sum of it stands at the end, or first where it is `watched`, for a screen may be too small for all.
+    """
+    shown = [entry for entry in found.entries if everything or entry.kind != "usable"]
+    unshown = len(found.entries) - len(shown)
+    more = f" {unshown:,} usable {'one is' if unshown == 1 else 'ones are'} not listed (--all)." if unshown else ""
+    said = escape(f"{headline(tally(found))}.{more}")
+    tables = [*([_running(found)] if found.running else []), *([_ended(shown)] if shown else [])]
+    return Group(said, *tables) if watched else Group(*tables, said)
+
+
+def night_json(found: Night) -> dict[str, Any]:
+    """The records of all manifests, the counts, and what runs now."""
+    running = [dataclasses.asdict(scan) for scan in found.running]
+    return {"scans": list(found.records), "counts": tally(found), "running": running}
+
+
+def _running(found: Night) -> Table:
+    table = Table("running scan", "step", "for")
+    for scan in found.running:
+        seconds = "" if scan.since is None else f"{max(0.0, time.time() - scan.since):.0f} s"
+        table.add_row(escape(scan.label), escape(scan.title or scan.stage), seconds)
+    return table
+
+
+def _ended(entries: Iterable[Entry]) -> Table:
+    table = Table("scan", "state", "verdict", "methods", "ended", "why")
+    for entry in entries:
+        record, reasons = entry.record, entry.reasons
+        more = [f"(and {len(reasons) - 1} more)"] if len(reasons) > 1 else []
+        why = [*([entry.code] if entry.code else entry.warnings), *reasons[:1], *more]
+        row = (entry.label, record["state"], record["verdict"], ", ".join(record["methods"]), entry.when)
+        table.add_row(*map(escape, row), escape(" ".join(why)), style=_tone(entry.kind))
+    return table
+
+
+def _tone(kind: str) -> str:
+    return {"check": "yellow", "do not use": "red", "failed": "red"}.get(kind, "")
 
 
 def checks(found: Iterable[Check], out: Console) -> int:

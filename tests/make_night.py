@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
 import json
 import math
@@ -60,6 +61,21 @@ def record(label: str, state: str = "published", verdict: str = "usable", **more
 
 def failure(code: str, found: str) -> dict[str, str]:
     return {"code": code, "sentence": ChironError(code, found).sentence()}
+
+
+def claim(output: Path, scan: str, label: str, name: str = "job.json", now: str = "", held: bool = False) -> Any:
+    """A work folder; returns the open lock, which is held as long as it lives."""
+    folder = output / ".chiron/work" / scan
+    folder.mkdir(parents=True)
+    subject, _, session = label.partition("_ses-")
+    job = {"scan": {"subject": subject.removeprefix("sub-"), "session": session, "run": ""}}
+    (folder / name).write_text(json.dumps(job))
+    if now:
+        (folder / "now.json").write_text(now)
+    lock = (folder / "lock").open("a")
+    if held:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
 
 
 def _write(output: Path, label: str, scan: str, kind: str, finished: float, drift: float, chance: random.Random,

@@ -309,7 +309,8 @@ def test_status_and_report_read_the_manifests(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert all(text in said for text in ("sub-ab_run-1", "published", "check", "rts", "P003"))
     assert execute(["status", str(tmp_path / "out"), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["scans"]) == 2 and told["counts"]["published"]["check"] == 2 and told["running"] == []
     for subject in ("a", "sub-a", "sub-a_run-1"):
         assert execute(["report", str(tmp_path / "out"), subject]) == 0
         assert capsys.readouterr().out.split() == [str(tmp_path / "out" / "sub-a" / "page.html")]

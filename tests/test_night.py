@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_night import START, failure, make, record, write
+from make_night import START, claim, failure, make, record, write
 
 from flows.night import Page, artifact_markdown, counts, headline, look, notify, summarise, tally
 from flows.night.strips import moments
@@ -34,21 +34,6 @@ NASTY = "sub-<script>alert(1)</script>_ses-\"'&"
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     return make(tmp_path / "out", 40)
-
-
-def claim(output: Path, scan: str, label: str, name: str = "job.json", now: str = "", held: bool = False) -> Any:
-    """A work folder; returns the open lock, which is held as long as it lives."""
-    folder = output / ".chiron/work" / scan
-    folder.mkdir(parents=True)
-    subject, _, session = label.partition("_ses-")
-    job = {"scan": {"subject": subject.removeprefix("sub-"), "session": session, "run": ""}}
-    (folder / name).write_text(json.dumps(job))
-    if now:
-        (folder / "now.json").write_text(now)
-    lock = (folder / "lock").open("a")
-    if held:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return lock
 
 
 def test_counts_account_for_every_scan(output: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,8 @@ import typer
 from flows import show
 from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Output, Subject
 from pipeline.errors import CATALOGUE, ChironError
+
+WATCH_S = 2.0
 
 
 def inspect(input: Input, subject: Subject = None, json: Json = False) -> None:
@@ -76,16 +80,41 @@ def explain(
     print(f"  what to do:   {fault.todo}\n  exit code:    {fault.exit}")
 
 
-def status(output: Output, json: Json = False) -> None:
-    """List what was done in an output folder, from the manifests in it.
+def status(
+    output: Output,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List the usable scans too.")] = False,
+) -> None:
+    """Say what runs in an output folder, what needs a look, and what was done, from the manifests and locks in it.
 
-    Example: chiron status /data/qsm
+    Example: chiron status /data/qsm --watch
     """
-    found = _records(output)
-    if json:
-        show.as_json(found)
+    from flows.night import look
+
+    if json and watch:
+        raise typer.BadParameter("--json is for programs, which ask again by themselves: leave out --watch")
+    if watch:
+        _watch(_folder(output), everything)
+    elif json:
+        show.as_json(show.night_json(look(_folder(output))))
     else:
-        show.records(found, show.console())
+        show.console().print(show.night(look(_folder(output)), everything))
+
+
+def _watch(output: Path, everything: bool) -> None:
+    """Until Ctrl-C, which is how it is meant to end."""
+    from rich.live import Live
+
+    from flows.night import look
+
+    with (
+        suppress(KeyboardInterrupt),
+        Live(console=show.console(), auto_refresh=False) as live,
+    ):
+        while True:
+            live.update(show.night(look(output), everything, watched=True), refresh=True)
+            time.sleep(WATCH_S)
 
 
 def report(
@@ -107,8 +136,12 @@ def report(
 
 
 def _records(output: Path) -> list[dict[str, Any]]:
-    from pipeline.publish import read_manifests
+    from pipeline.ledger import read_manifests
 
+    return read_manifests(_folder(output))
+
+
+def _folder(output: Path) -> Path:
     if not output.is_dir():
         raise ChironError("S003", "no such folder", "an output folder of `chiron run`")
-    return read_manifests(output)
+    return output

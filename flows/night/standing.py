@@ -55,6 +55,11 @@ class Entry:
         return datetime.fromisoformat(self.record["finished"]).timestamp()
 
     @property
+    def when(self) -> str:
+        """When it ended, as a clock in this place tells it."""
+        return clock(self.finished)
+
+    @property
     def seconds(self) -> float | None:
         """That its stages took."""
         took = [stage.get("seconds") for stage in self.record.get("stages", [])]
@@ -150,6 +155,11 @@ def _label(file: Path, changed: int) -> str:
         return file.parent.name
     entities = (("sub", "subject"), ("ses", "session"), ("run", "run"))
     return "_".join(f"{short}-{scan[name]}" for short, name in entities if scan.get(name))
+
+
+def clock(moment: float) -> str:
+    """`21 Nov 05:16`, of seconds since 1970."""
+    return datetime.fromtimestamp(moment).strftime("%-d %b %H:%M")
 
 
 def _entries(output: Path, records: Iterable[Record]) -> Iterator[Entry]:

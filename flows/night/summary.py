@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from flows.night.counting import WORDS, Counts, by_kind, causes, headline, tally
-from flows.night.standing import KINDS, Entry, Night, look
+from flows.night.standing import KINDS, Entry, Night, clock, look
 from pipeline.errors import ChironError
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def _page(night: Night, output: Path) -> str:
         span=_span(night.entries),
         bar=[(kind, TONES[kind], WORDS[kind], number) for kind, number in by_kind(found).items() if number],
         causes=causes(found),
-        running=[(r.label, r.title or r.stage or "starting", _clock(r.since)) for r in night.running],
+        running=[(r.label, r.title or r.stage or "starting", clock(r.since) if r.since else "") for r in night.running],
         waiting=night.waiting_labels,
         groups=[
             (kind, TITLES[kind], TONES[kind], SIGNS[kind], [_row(e, pictures.get(id(e), "")) for e in night.of(kind)])
@@ -104,7 +103,7 @@ def _page(night: Night, output: Path) -> str:
         ],
         strips=strips(night.entries),
         going=bool(night.running or night.waiting),
-        written=_clock(time.time()),
+        written=clock(time.time()),
         version=pipeline.__version__,
     )
 
@@ -122,7 +121,7 @@ def _row(entry: Entry, picture: str) -> Row:
     took = "" if entry.seconds is None else _duration(entry.seconds)
     methods = ", ".join(entry.record["methods"][:1])
     link = quote(entry.report)
-    return Row(entry.label, link, picture, codes, tuple(entry.reasons), methods, took, _clock(entry.finished))
+    return Row(entry.label, link, picture, codes, tuple(entry.reasons), methods, took, entry.when)
 
 
 def _picture(report: Path) -> str:
@@ -136,12 +135,8 @@ def _span(entries: Sequence[Entry]) -> str:
     if not entries:
         return ""
     moments = [entry.finished for entry in entries]
-    first, last = _clock(min(moments)), _clock(max(moments))
+    first, last = clock(min(moments)), clock(max(moments))
     return f"{first} to {last}" if first != last else first
-
-
-def _clock(moment: float | None) -> str:
-    return datetime.fromtimestamp(moment).strftime("%-d %b %H:%M") if moment is not None else ""
 
 
 def _duration(seconds: float) -> str:
