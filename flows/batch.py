@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -16,12 +16,16 @@ import torch
 
 from flows.crew import Crew, Terms, terms_for
 from flows.engine import Watchdog, leave, orchestrator
+from flows.night import Page, summarise
+from flows.night.summary import NAME as PAGE
 from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
 from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import Export, Scan, SetAside, find
+from pipeline.find.scan import reason
 from pipeline.invert import check_weights
 from pipeline.ledger import records_of
+from pipeline.memory import check_room, fits
 from pipeline.publish import already_published, prepare, record_set_aside
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
@@ -70,12 +74,17 @@ class Batch:
         self.outcomes.append(outcome)
         self.on_outcome(outcome)
 
+    def set_aside(self, what: SetAside) -> None:
+        self.aside += (what,)
+        self.add(Outcome(what.label, "set aside", code=what.code, text=what.text))
+
     def finish(self) -> None:
         record_set_aside(self.output, self.aside)
+        summarise(self.output)
 
     def remarks(self) -> list[str]:
         """What a person should know of the run as a whole."""
-        said = []
+        said = [f"All scans on one page: {self.output / PAGE}"] if len(self.outcomes) > 1 else []
         if self.prefect_lost:
             said.append("Prefect was lost on the way; scans were done without it, and their results are whole.")
         if self.card_s and self.wall_s:
@@ -136,9 +145,8 @@ def look(
 
 def plan(batch: Batch, export: Export, settings: Settings, truth: Path | None = None) -> list[Job]:
     """Save a job for every scan that is not published already; the rest are outcomes of the batch at once."""
-    batch.aside += export.set_aside
     for aside in export.set_aside:
-        batch.add(Outcome(aside.label, "set aside", code=aside.code, text=aside.text))
+        batch.set_aside(aside)
     todo = []
     for scan in export.scans:
         job = Job(scan, settings, batch.output / ".chiron" / "work" / scan.id, truth)
@@ -146,8 +154,11 @@ def plan(batch: Batch, export: Export, settings: Settings, truth: Path | None = 
             batch.add(_in_ledger(batch.output, scan, "already published"))
             continue
         try:
+            check_room(scan)
             job.save()
             todo.append(job)
+        except ChironError as error:
+            batch.set_aside(SetAside(scan.label, error.code, reason(error), len(scan.files)))
         except OSError as error:
             batch.add(_failed(batch.output, scan, disk_error(error)))
     return todo
@@ -158,11 +169,13 @@ def work(batch: Batch, jobs: Iterable[Job]) -> None:
     todo = list(jobs)
     if todo:
         batch.on_work(len(todo))
-        started = time.monotonic()
-        with _signals(), Crew(batch.output, batch.terms, lambda job: _watch(batch, job)) as crew:
+        page = Page(batch.output)
+        started, terms = time.monotonic(), replace(batch.terms, workers=_at_once(batch.terms, todo))
+        with _signals(), Crew(batch.output, terms, lambda job: _watch(batch, job)) as crew:
             with orchestrator(batch.output / ".chiron" / "prefect", meanwhile=lambda: crew.start(len(todo))):
                 for end in crew.work(todo):
                     batch.card_s += end.card_s
+                    page.renew()
                     batch.add(_outcome(batch.output, end.job.scan, end.how, end.code, end.text))
             batch.prefect_lost = not crew.prefect
         batch.wall_s = time.monotonic() - started
@@ -181,6 +194,11 @@ def apart(source: Path, output: Path) -> None:
     a, b = source.resolve(), output.resolve()
     if a == b or a in b.parents or b in a.parents:
         raise ChironError("S002", "an output folder within the input, or around it", "two folders apart")
+
+
+def _at_once(terms: Terms, jobs: list[Job]) -> int:
+    """How many scans: as the terms say, where there is memory for the largest of them."""
+    return min(terms.workers, fits([job.scan for job in jobs]))
 
 
 def _watch(batch: Batch, job: Job) -> Watcher:

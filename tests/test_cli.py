@@ -22,6 +22,7 @@ import pipeline.find
 from flows import show
 from flows.batch import Batch, Outcome
 from flows.cli import EXIT_CODES, app, execute
+from flows.crew import Terms
 from flows.doctor import Check
 from pipeline.errors import CATALOGUE, ChironError, Notice
 from pipeline.find import Export, Ignored, Scan, SetAside
@@ -29,7 +30,7 @@ from pipeline.publish import prepare
 from pipeline.settings import Settings, load, parse, sections
 
 COMMANDS = ("run", "demo", "inspect", "step", "train", "evaluate", "bench", "grid", "doctor", "settings", "explain",
-            "status", "report")  # fmt: skip
+            "status", "report", "serve", "deploy", "worker", "reprocess", "reconcile", "prune")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,8 @@ class Ran:
 
     settings: list[Settings] = field(default_factory=list)
     subject: str | None = None
+    labels: Any = None
+    terms: Terms = field(default_factory=Terms)
 
 
 @pytest.fixture
@@ -59,13 +62,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     """`run` computes nothing but says that it published one scan, not to be used."""
     seen = Ran()
 
-    def run(
-        batch: Batch, source: Path, settings: Settings, key: bytes, subject: str | None, truth: Path | None
-    ) -> None:
+    def run(batch: Batch, source: Path, settings: Settings, key: bytes, subject: str | None, *more: Any) -> None:
         seen.settings.append(settings)
-        seen.subject = subject
+        seen.subject, seen.terms, seen.labels = subject, batch.terms, more[-1]
         batch.add(Outcome("sub-abc", "published", "do not use", "sub-abc/page.html"))
-        batch.on_end()
 
     monkeypatch.setattr(flows.batch, "run", run)
     return seen
@@ -152,6 +152,19 @@ def test_a_surprise_is_an_internal_error_without_its_text(
     monkeypatch.setenv("CHIRON_TRACE", "1")
     execute(["run", *folders(tmp_path)])
     assert "Zebedee" in capsys.readouterr().err
+
+
+def test_run_says_how_many_at_once_and_for_how_long(ran: Ran, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("Zebedee\ts01\n")
+    labels.chmod(0o600)
+    words = ["--workers", "3", "--time-limit", "90", "--labels", str(labels)]
+    assert execute(["run", *folders(tmp_path), *words]) == 0
+    assert (ran.terms.workers, ran.terms.time_limit_s) == (3, 90.0) and dict(ran.labels) == {"Zebedee": "s01"}
+    assert execute(["run", *folders(tmp_path)]) == 0
+    assert ran.terms.workers >= 1 and ran.labels is None
+    labels.chmod(0o644)
+    assert execute(["run", *folders(tmp_path), *words]) == 2
 
 
 def test_an_interrupt_ends_with_130(
