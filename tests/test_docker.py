@@ -8,7 +8,8 @@ import re
 import stat
 import subprocess
 import sys
-from importlib.metadata import requires
+import tomllib
+from importlib.metadata import distributions, metadata, requires
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,51 @@ def install(folder: Path, **given: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     return done.stdout
+
+
+def dependencies() -> dict[str, str]:
+    """Direct dependencies as pyproject.toml has them, each with the comment beside it."""
+    block = (ROOT / "pyproject.toml").read_text().split("\ndependencies = [")[1].split("\n]")[0]
+    return {Requirement(need).name: why for need, why in re.findall(r'"([^"]+)",\s+# (.+)', block)}
+
+
+def test_the_page_of_dependencies_is_true() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = re.findall(r"^\| (\S+) \| (.+?) \| (\S+) \| (.+) \|$", page, re.MULTILINE)[1:]
+    assert {name: why for name, why, _, _ in rows} == dependencies()
+    for name, _, licence, keeper in rows:
+        said = licence_of(name) if name != "dcm2niix" else "BSD"  # it says so in its text alone
+        assert licence.split("-")[0] in said and keeper, name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [
+        *project["dependency-groups"]["dev"],
+        *(n for g in project["project"]["optional-dependencies"].values() for n in g),
+    ]
+    assert all(Requirement(need).name in page for need in asked)
+
+
+def test_the_page_of_dependencies_counts_right() -> None:
+    page = " ".join((ROOT / "docs" / "dependencies.md").read_text().split())
+    told = re.search(r"holds (\d+) packages: these (\d+), (\d+) that torch brings for CUDA .*? and (\d+) that", page)
+    cuda = [name for name in lock() if name.startswith(("nvidia-", "cuda-", "triton"))]
+    others = len(lock()) - len(dependencies()) - len(cuda)
+    assert told and [int(n) for n in told.groups()] == [len(lock()), len(dependencies()), len(cuda), others]
+
+
+def test_licences_that_ask_for_more_are_on_the_page() -> None:
+    """Of every package of the image that is installed here too; CUDA's are not."""
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    strong = {name for name in lock() if installed(name) and re.search(r"\b(A|L)?GPL|\bMPL", licence_of(name))}
+    assert {"pylibjpeg-libjpeg", "certifi"} <= strong
+    assert {name for name in strong if name not in page} == set()
+
+
+def licence_of(name: str) -> str:
+    """What a package says of its licence in a word or two; a whole text tells of others' licences as well."""
+    told = metadata(name)
+    words = [told.get("License-Expression") or "", (told.get("License") or "")[:40]]
+    return " ".join(words + [each for each in told.get_all("Classifier", []) if each.startswith("License")])
+
+
+def installed(name: str) -> bool:
+    return any(distributions(name=name))
