@@ -86,22 +86,19 @@ def intake() -> None:
         _planned(site, arrived.export)
         arrived.confirm()
         jobs = _waiting(site)
-        _show("arrived", {"scans": len(jobs), "runs": len(_hand_out(jobs, "scheduled"))})
+        _show("waiting", {"scans": len(jobs), "runs": len(_hand_out(jobs, "scheduled"))})
 
 
 @flow(name="reprocess", **QUIETLY)
 def reprocess(subject: str = "", session: str = "", stage: str = "", method: str = "", older: bool = False) -> None:
     """Do again what is published: of a subject, a session, or all that is older than the settings now."""
     with _on_site() as site:
-        from flows.reprocess import discard, select
+        from flows.reprocess import readied, select
 
         settings = site.parsed_settings() if older else None
         jobs = select(site.output, subject, session, method=method, older=older, settings=settings, stage=stage)
-        for job in jobs:
-            if stage:
-                discard(job, stage)
-            job.save()
-        asked = _hand_out([job.scan.id for job in jobs], "urgent" if subject else "backfill", again=True)
+        ids = [job.scan.id for job in readied(jobs, stage)]
+        asked = _hand_out(ids, "urgent" if subject else "backfill", again=True)
         _show("again", {"scans": len(jobs), "runs": len(asked)})
 
 
@@ -110,8 +107,11 @@ def reconcile() -> None:
     """Let runs that died be Crashed, so that what they held is free."""
     with _on_site() as site:
         from flows.reconcile import reconcile as tidy
+        from flows.reconcile import reconcile_runs
 
-        tidy(site.output)
+        found = tidy(site.output)
+        runs = reconcile_runs(site.output)
+        _show("reconciled", {"publications": len(found.recovered), "leavings": found.cleared, "runs": len(runs)})
 
 
 @flow(name="prune", **QUIETLY)
@@ -119,8 +119,9 @@ def prune() -> None:
     """Remove old versions and unfinished work that the site does not keep any longer."""
     with _on_site() as site:
         from flows.prune import prune as remove
+        from flows.prune import prune_runs
 
-        remove(site)
+        _show("pruned", {**remove(site.output, site.keep_days).counts, "runs": prune_runs(site.keep_days)})
 
 
 @contextmanager
@@ -290,7 +291,8 @@ def _tell(site: Site, began: datetime) -> None:
 
 
 def _show(key: str, counts: Mapping[str, int]) -> None:
-    """Counts as an artifact; where Prefect is not there to show them, nothing is lost."""
-    rows: list[dict[str, Any]] = [{"what": what, "count": count} for what, count in sorted(counts.items())]
+    """Counts as an artifact, where there are any; without a Prefect to show them nothing is lost."""
+    rows: list[dict[str, Any]] = [{"what": what, "count": count} for what, count in sorted(counts.items()) if count]
     with suppress(*LOST):
-        create_table_artifact(table=rows, key=key)
+        if rows:
+            create_table_artifact(table=rows, key=key)

@@ -3,73 +3,42 @@
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from make_site import make_site, serving, wait_until
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
-from prefect.context import refresh_global_settings_context
 
 import flows.deployed
 from flows.deploy import AUTOMATION, CPU, GPU, NAME, QUEUES, Planned, Times, cron, deploy, plan, seconds
-from flows.engine import wait_for
-from flows.serve import _listening, _server, served
 from flows.serve.child import Child
 from flows.site import Site
 from pipeline.errors import ChironError
-from pipeline.publish import prepare
-from pipeline.settings import load
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "in").mkdir()
-    site = Site(folder / "in", folder / "out", load(method="tkd", device="cpu").model_dump(mode="json"))
-    prepare(site.output)
-    site.save()
-    return site
+    return make_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module")
 def server(site: Site) -> Iterator[Child]:
-    """The whole server as `chiron serve` runs it, and this process set to speak to it."""
-    before = dict(os.environ)
-    with _listening(_free_port()) as listener:
-        os.environ.update(served(site, listener.getsockname()[1]))
-        os.environ["CHIRON_KEY_FILE"] = str(site.output.parent / "key")
-        refresh_global_settings_context()
-        child = _server(dict(os.environ), listener)
-        child.start()
-        try:
-            wait_for(os.environ["PREFECT_API_URL"], 120, lambda: child.alive)
-            yield child
-        finally:
-            child.end(5)
-            os.environ.clear()
-            os.environ.update(before)
-            refresh_global_settings_context()
+    with serving(site) as child:
+        yield child
 
 
 @pytest.fixture
 def client(server: Child) -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as client:
         yield client
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def all_of_it(client: SyncPrefectClient) -> dict[str, Any]:
@@ -169,13 +138,6 @@ def _ends(site: Site) -> list[str]:
     with sqlite3.connect(f"file:{site.output / '.chiron' / 'prefect' / 'prefect.db'}?mode=ro", uri=True) as database:
         found = database.execute("select state_type from flow_run where auto_scheduled and parameters = '{}'")
         return [state for (state,) in found]
-
-
-def wait_until(true: Callable[[], bool], within_s: float = 90) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_prefect_yaml_says_the_same() -> None:
