@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -48,9 +49,9 @@ def compose(name: str = "compose.yaml", **given: str) -> dict[str, Any]:
 COMPOSED = compose(INPUT="/data/export", OUTPUT="/data/qsm")
 SERVICES: dict[str, dict[str, Any]] = COMPOSED["services"]
 OURS = sorted(name for name in SERVICES if name != "database")
-WORKING = ["deploy", "run", "worker-cpu", "worker-gpu"]
-CARDS = ["run", "worker-gpu"]
-LASTING = ["database", "server", "worker-cpu", "worker-gpu"]
+WORKING = ["deploy", "run", "worker-cpu", "worker-gpu", "worker-gpu-1"]
+CARDS = {"run": "0", "worker-gpu": "0", "worker-gpu-1": "1"}
+LASTING = ["database", "server", "worker-cpu", "worker-gpu", "worker-gpu-1"]
 
 
 def environment(service: str) -> dict[str, str]:
@@ -70,7 +71,8 @@ def image_environment() -> dict[str, str]:
 
 
 def test_all_services_are_there() -> None:
-    assert set(SERVICES) == {"database", "server", "deploy", "worker-cpu", "worker-gpu", "run"}
+    assert set(SERVICES) == {"database", "server", *WORKING}
+    assert {name for name, told in SERVICES.items() if "profiles" in told} == {"run", "worker-gpu-1"}
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
@@ -146,13 +148,15 @@ def test_images_are_pinned(service: str) -> None:
 
 
 def test_a_gpu_is_reserved_where_it_computes() -> None:
+    found = {}
     for name, told in SERVICES.items():
-        devices = told.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
-        assert devices == (
-            [{"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}] if name in CARDS else []
-        )
+        if "deploy" in told:
+            (device,) = told["deploy"]["resources"]["reservations"]["devices"]
+            assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]
+            (found[name],) = device["device_ids"]
+    assert found == CARDS
     without = compose("compose.cpu.yaml")["services"]
-    assert set(without) == set(CARDS) and all(told == {"deploy": None} for told in without.values())
+    assert without == {name: {"deploy": None} for name in CARDS if name != "worker-gpu-1"}
 
 
 def test_services_last_and_wait_for_each_other() -> None:
@@ -373,3 +377,17 @@ def licence_of(name: str) -> str:
 
 def installed(name: str) -> bool:
     return any(distributions(name=name))
+
+
+def test_options_on_the_page_of_deployment_exist() -> None:
+    from flows.cli import app
+
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    group = typer.main.get_command(app)
+    for name, words in re.findall(r"^(?:sudo )?chiron ([a-z]+) ([^#\n]*)", page, re.MULTILINE):
+        group.commands[name].make_context(name, shlex.split(words))  # type: ignore[attr-defined]
+    ours = {option for command in group.commands.values() for each in command.params for option in each.opts}  # type: ignore[attr-defined]
+    others = {"--build", "--detach", "--profile", "--nonblock"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) <= ours | others
+    for variable in set(re.findall(r"`([A-Z_]{4,})`?=?", page)) - {"OUTPUT", "INPUT", "SIGTERM", "TABLE"}:
+        assert variable in (DOCKER / "compose.yaml").read_text() + (DOCKER / "install.sh").read_text(), variable

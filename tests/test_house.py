@@ -98,7 +98,16 @@ def commands() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "Makefile", "docs/methods.md", "docker/Dockerfile"]
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "Makefile",
+        "docs/methods.md",
+        "docs/deployment.md",
+        "docs/dependencies.md",
+        "docker/Dockerfile",
+    ],
 )
 def test_commands_in_documents_exist(document: str) -> None:
     named = set(re.findall(r"(?:`|^|bin/)chiron ([a-z]+)\b", (ROOT / document).read_text(), re.MULTILINE))
