@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.intake.state import Sign, Unit, Units, kept
-from flows.intake.units import LOOSE, STUDY, SUBJECT, UNREAD, below, folder, update
+from flows.intake.units import LOOSE, STUDY, SUBJECT, UNREAD, by_path, folder, update
 from flows.site import Site
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError
@@ -115,7 +115,8 @@ class _Visit:
         files = {path: sign for name in names for path, sign in self.units[name].files.items()}
         paths = [self.site.input / path for path in files]
         export = self._found(paths)
-        if files != {below(e.path, self.site.input): [e.size, e.mtime_ns] for e in list_files(self.site.input, paths)}:
+        now = by_path(list_files(self.site.input, paths), self.site.input)
+        if files != {path: [entry.size, entry.mtime_ns] for path, entry in now.items()}:
             return None
         unit = self.units[names[0]]
         if names[0].startswith((STUDY, SUBJECT)) and _short(export) and not self._late(unit):

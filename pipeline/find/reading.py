@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 
 from pipeline.errors import ChironError
@@ -78,10 +78,19 @@ def _read_by(processes: int, shares: list[list[Entry]]) -> Iterator[list[Found]]
         yield from threads.map(ask, shares)
 
 
-def _started() -> subprocess.Popen[bytes]:
-    """It ends with its standard input; an interrupt is for us."""
+@contextmanager
+def _started() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that reads; it ends with us, and an interrupt is for us alone."""
     pipe, none = subprocess.PIPE, subprocess.DEVNULL
-    return subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=none, start_new_session=True)
+    process = subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=none, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            with suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
+        process.wait()
 
 
 def _ask(process: subprocess.Popen[bytes], share: list[Entry]) -> list[Found]:

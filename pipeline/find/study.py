@@ -55,8 +55,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 def _header(path: Path, stream: BinaryIO) -> Dataset:
     first = stream.read(_FIRST_READ)
-    if not first.strip(b"\0"):
-        raise _cut()  # empty, or room that was made for what is to come
+    if not first.strip(b"\0") or (128 <= len(first) < 132 and b"DICM".startswith(first[128:])):
+        raise _cut()  # empty, room that was made for what is to come, or the first bytes of a DICOM file
     if first[128:132] != b"DICM" and first[:2] not in _GROUPS:
         raise ChironError("F002", "a file that is no DICOM object")
     if first[128:132] == b"DICM" and DEFLATED.encode() in first[:512]:
