@@ -82,13 +82,19 @@ def _write(output: Path, label: str, scan: str, kind: str, finished: float, drif
            picture: Image.Image | None) -> None:  # fmt: skip
     said: dict[str, Any] = {"finished": datetime.fromtimestamp(finished, UTC).isoformat(timespec="seconds")}
     took = chance.gauss(31, 3)
-    said |= {"scan": scan, "stages": [{"stage": "mask", "seconds": took / 3}, {"stage": "invert-rts", "seconds": took}]}
+    said |= {
+        "scan": scan,
+        "stages": [
+            {"stage": "mask", "seconds": took / 3},
+            {"stage": "invert-rts", "seconds": took * (kind != "failed")},
+        ],
+    }
     if kind == "set aside":
         code, found = chance.choice(FAILURES)
         write(output / "set-aside" / label, record(label, kind, "do not use", failure=failure(code, found)) | {
             "finished": said["finished"], "methods": []})  # fmt: skip
         return
-    page, report = f"{label}_qsm.html", _report(picture)
+    page, report = f"{label}_qsm.html", _report(picture if kind != "failed" else None)
     folder = output / "failed" / label if kind == "failed" else output.joinpath(*label.split("_"))
     folder.mkdir(parents=True)
     (folder / page).write_text(report)

@@ -21,7 +21,7 @@ import pytest
 from make_night import START, claim, failure, make, record, write
 
 from flows.night import Page, artifact_markdown, counts, headline, look, notify, summarise, tally
-from flows.night.strips import moments
+from flows.night.strips import moments, strips
 from flows.site import Site
 from pipeline.errors import ChironError
 
@@ -47,6 +47,8 @@ def test_counts_account_for_every_scan(output: Path) -> None:
 def test_counts_since_a_time_leave_out_what_ended_before(output: Path) -> None:
     found = counts(output, START + 15000)
     assert 0 < found["scans"] < 40
+    last = max(entry.finished for entry in look(output).entries)
+    assert counts(output, last + 0.9)["scans"] == 1, "manifests tell whole seconds"
     assert counts(output, START + 1e6)["scans"] == 0
     assert headline(counts(output, START + 1e6)) == "No scan has ended yet"
 
@@ -156,7 +158,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(output: Path) -> None:
     assert "script" not in page.tags and "default-src 'none'" in text and not re.search(r"url\(|@import", text)
     assert all(not re.match(r"[a-z]+:", link) or link.startswith("data:image/") for link in page.links)
     pictures = [link for link in page.links if link.startswith("data:")]
-    assert len(pictures) == 38 and max(map(len, pictures)) < 4100
+    assert len(pictures) == 37 and max(map(len, pictures)) < 4100
 
 
 def test_odd_labels_and_sentences_are_shown_as_they_are_and_nothing_else(tmp_path: Path) -> None:
@@ -210,6 +212,14 @@ def test_the_page_is_renewed_in_a_small_share_of_the_time(output: Path, monkeypa
         page.renew()
         clock[0] += 0.1
     assert 0.3 * len(written) < 0.05 * (clock[0] - 100) and len(written) > 5
+
+
+def test_one_odd_scan_hides_no_other(output: Path) -> None:
+    write(output / "sub-odd", record("sub-odd", verdict="check", stages=[{"seconds": 5000.0}]))
+    chart = next(strip.svg for strip in strips(look(output).entries) if strip.title.startswith("Time"))
+    heights = [float(y) for y in re.findall(r"M\d+ ([\d.]+)h0", chart)]
+    assert len(heights) == 34 and max(heights) - min(heights) > 10
+    assert "sub-odd: 5e+03" in chart
 
 
 @pytest.mark.parametrize("hours", [0.2, 1, 9, 40, 900, 9000])

@@ -61,7 +61,9 @@ class Entry:
 
     @property
     def seconds(self) -> float | None:
-        """That its stages took."""
+        """That its stages took; None where it failed, for what the last one took is then not recorded."""
+        if self.record["state"] != "published":
+            return None
         took = [stage.get("seconds") for stage in self.record.get("stages", [])]
         return sum(s for s in took if s is not None) if took else None
 
@@ -123,7 +125,7 @@ class Night:
 def look(output: Path, since: float | None = None) -> Night:
     """What stands in `output`; with `since` (seconds since 1970), of what has ended only what ended later."""
     records = read_manifests(output)
-    entries = [e for e in _entries(output, records) if since is None or e.finished >= since]
+    entries = [e for e in _entries(output, records) if since is None or e.finished >= int(since)]  # they tell seconds
     known = {str(record.get("scan")) for record in records}
     running, waiting = [], []
     for folder in _work_folders(output):

@@ -19,9 +19,11 @@ from pipeline.report.plots import Scale
 WIDTH, HEIGHT = 540, 150
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 FEWEST = 5  # scans, for a chart to say anything
+FAR = 3  # times the usual spread, beyond which a value is only said to lie outside
 SMOOTH = 15  # scans that the running median goes over
 TONES = {"usable": "good", "check": "fair", "do not use": "bad", "failed": "bad", "set aside": "bad"}
 MINUTE, HOUR, DAY = 60, 3600, 86400
+Place = Callable[[float], float]  # a value -> where it stands in the chart
 STEPS = (5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR,
          DAY, 2 * DAY, 7 * DAY, 30 * DAY, 90 * DAY, 365 * DAY)  # fmt: skip
 
@@ -57,7 +59,10 @@ NUMBERS = (
     Number("Time per scan (s)", "All steps together.", lambda entry: entry.seconds),
     Number("Signal-to-noise ratio", "Of the first echo. Falling: look at the coil.", _acquired("snr"), "snr"),
     Number(
-        "Misfit of the map", "In units of the noise; 1 is perfect.", _mapped("data_consistency"), "data_consistency"
+        "Misfit of the map",
+        "In units of the noise: 1 is what noise alone leaves.",
+        _mapped("data_consistency"),
+        "data_consistency",
     ),
     Number("Volume of the mask (ml)", "A step means another protocol or mask.", _acquired("volume_ml"), "volume_ml"),
 )
@@ -83,15 +88,21 @@ def _chart(number: Number, points: list[tuple[float, float, Entry]]) -> Markup:
     low, high, limits = _range(number, values)
     up = Scale(low, high, HEIGHT - BOTTOM, TOP)
     body = [*_up_axis(up), *_time_axis(across), *(_limit(up(limit)) for limit in limits)]
-    body += [_usual(points, across, up), *_apart(points, across, up), _course(times, values, across, up)]
+
+    def place(value: float) -> float:
+        return up(min(max(value, low), high))  # what lies far out stands at the edge
+
+    body += [_usual(points, across, place), *_apart(points, across, place), _course(times, values, across, place)]
     return Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, f"{number.title}, {len(points)} scans", Markup().join(body)
     )
 
 
 def _range(number: Number, values: list[float]) -> tuple[float, float, list[float]]:
-    """Lowest and highest value shown, and the limits of the checks that come near."""
-    low, high = min(values), max(values)
+    """Lowest and highest value shown, and the limits of the checks that come near; one odd scan hides no other."""
+    usual = sorted(values)[len(values) // 20 : -(len(values) // 20) or None]
+    reach = FAR * (usual[-1] - usual[0])
+    low, high = max(min(values), usual[0] - reach), min(max(values), usual[-1] + reach)
     low = 0.0 if low < 0.5 * high else low
     room = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
     limits = [
@@ -103,31 +114,31 @@ def _range(number: Number, values: list[float]) -> tuple[float, float, list[floa
     return max(0.0, min(ends) - room) if low >= 0 else low - room, max(ends) + room, limits
 
 
-def _usual(points: list[tuple[float, float, Entry]], across: Scale, up: Scale) -> Markup:
+def _usual(points: list[tuple[float, float, Entry]], across: Scale, place: Place) -> Markup:
     """The usable scans as one path of round points, so that a thousand of them weigh little."""
-    path = "".join(f"M{across(t):.0f} {up(v):.1f}h0" for t, v, entry in points if entry.kind == "usable")
+    path = "".join(f"M{across(t):.0f} {place(v):.1f}h0" for t, v, entry in points if entry.kind == "usable")
     return Markup('<path class="points" d="{}"/>').format(path) if path else Markup()
 
 
-def _apart(points: list[tuple[float, float, Entry]], across: Scale, up: Scale) -> list[Markup]:
+def _apart(points: list[tuple[float, float, Entry]], across: Scale, place: Place) -> list[Markup]:
     """The others: each tells its label and leads to its report."""
     dot = Markup('<circle class="dot {}" cx="{}" cy="{}" r="3.2"><title>{}</title></circle>')
     found = []
     for time, value, entry in points:
         if entry.kind != "usable":
-            x, y = f"{across(time):.1f}", f"{up(value):.1f}"
+            x, y = f"{across(time):.1f}", f"{place(value):.1f}"
             drawn = dot.format(TONES[entry.kind], x, y, f"{entry.label}: {value:.3g}")
             link = Markup('<a href="{}">{}</a>').format(quote(entry.report), drawn) if entry.report else drawn
             found.append(link)
     return found
 
 
-def _course(times: list[float], values: list[float], across: Scale, up: Scale) -> Markup:
+def _course(times: list[float], values: list[float], across: Scale, place: Place) -> Markup:
     """The running median."""
     points = []
     for i in range(len(values)):
         first = max(0, min(i - SMOOTH // 2, len(values) - SMOOTH))
-        points.append((across(times[i]), up(median(values[first : first + SMOOTH]))))
+        points.append((across(times[i]), place(median(values[first : first + SMOOTH]))))
     return Markup('<path class="line one" d="M{}"/>').format("L".join(f"{x:.0f} {y:.1f}" for x, y in points))
 
 
