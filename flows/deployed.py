@@ -104,24 +104,26 @@ def reprocess(subject: str = "", session: str = "", stage: str = "", method: str
 
 @flow(name="reconcile", **QUIETLY)
 def reconcile() -> None:
-    """Let runs that died be Crashed, so that what they held is free."""
+    """Put right what runs that died have left, in the output folder and in Prefect."""
     with _on_site() as site:
-        from flows.reconcile import reconcile as tidy
+        from flows.reconcile import reconcile as put_right
         from flows.reconcile import reconcile_runs
 
-        found = tidy(site.output)
-        runs = reconcile_runs(site.output)
-        _show("reconciled", {"publications": len(found.recovered), "leavings": found.cleared, "runs": len(runs)})
+        found = put_right(site.output)
+        ends = reconcile_runs(site.output)
+        _show("reconciled", {"recovered": len(found.recovered), "cleared": found.cleared, **Counter(ends)})
 
 
 @flow(name="prune", **QUIETLY)
 def prune() -> None:
-    """Remove old versions and unfinished work that the site does not keep any longer."""
+    """Remove old versions, unfinished work and runs that the site does not keep any longer."""
     with _on_site() as site:
         from flows.prune import prune as remove
         from flows.prune import prune_runs
 
-        _show("pruned", {**remove(site.output, site.keep_days).counts, "runs": prune_runs(site.keep_days)})
+        remove(site.output, site.keep_days)
+        removed = remove(site.output, site.keep_days)
+        _show("pruned", {**removed.counts, "runs": prune_runs(site.keep_days)})
 
 
 @contextmanager

@@ -18,6 +18,27 @@ from flows.site import Site
 from pipeline.publish import prepare
 from pipeline.settings import load
 
+HOOK = '''
+import sys
+
+
+class InPlace:
+    """The stages of tests/stand_in.py for whatever a worker of Prefect's is about to run."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "flows.deployed":
+            sys.meta_path.remove(self)
+            sys.path.append({tests!r})
+            import stand_in
+
+            stand_in.install(setattr)
+            stand_in.flows.crew.Worker = stand_in.flows.crew.process.Worker
+        return None
+
+
+sys.meta_path.insert(0, InPlace())
+'''
+
 
 def make_site(folder: Path) -> Site:
     (folder / "in").mkdir()
@@ -72,3 +93,10 @@ def processes_of(output: Path) -> dict[int, str]:
         if f"CHIRON_OUTPUT={output}".encode() in environment and int(folder.name) != os.getpid():
             found[int(folder.name)] = words
     return found
+
+
+def with_stand_ins(folder: Path) -> dict[str, str]:
+    """What a worker's environment needs for its runs to have the stages of tests/stand_in.py."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(HOOK.format(tests=str(Path(__file__).parent)))
+    return {"PYTHONPATH": str(folder)}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_in
 import yaml
-from make_site import make_site, serving, wait_until
+from make_site import make_site, serving, wait_until, with_stand_ins
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
@@ -20,6 +21,7 @@ from flows.deploy import AUTOMATION, CPU, GPU, NAME, QUEUES, Planned, Times, cro
 from flows.serve.child import Child
 from flows.site import Site
 from pipeline.errors import ChironError
+from pipeline.ledger import read_manifests
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,6 +134,34 @@ def test_a_scheduled_run_appears_and_is_executed(server: Child, site: Site) -> N
     finally:
         deploy(Times())
         worker.end(1)
+
+
+@pytest.mark.slow
+def test_a_batch_asks_for_all_that_has_no_result_and_counts(
+    client: SyncPrefectClient, site: Site, tmp_path: Path, server: Child
+) -> None:
+    deploy(Times())
+    stand_in.export(site.input, a="", b="fail", c="")
+    environment = {**os.environ, **with_stand_ins(tmp_path / "hook")}
+    workers = [Child(f"worker {pool}", ["flows.serve.worker", pool], environment) for pool in (CPU, GPU)]
+    for worker in workers:
+        worker.start()
+    try:
+        batch = client.create_flow_run_from_deployment(client.read_deployment_by_name(f"batch/{NAME}").id)
+        wait_until(lambda: client.read_flow_run(batch.id).state.is_final(), 300)  # type: ignore[union-attr]
+    finally:
+        for worker in workers:
+            worker.end(1)
+    assert client.read_flow_run(batch.id).state.is_completed()  # type: ignore[union-attr]
+    assert {record["label"]: record["state"] for record in read_manifests(site.output)} == {
+        "sub-a": "published",
+        "sub-b": "failed",
+        "sub-c": "published",
+    }
+    shown = {artifact.key: str(artifact.data) for artifact in client.read_artifacts()}
+    assert "P007" in shown["night"] and "published" in shown["ended"]
+    for file in (site.output / ".chiron" / "prefect").glob("prefect.db*"):
+        assert stand_in.SENTINEL.encode() not in file.read_bytes() and str(site.input).encode() not in file.read_bytes()
 
 
 def _ends(site: Site) -> list[str]:
