@@ -6,13 +6,20 @@ import json
 import os
 import re
 import shlex
+import socket
 import stat
 import subprocess
 import sys
+import time
 import tomllib
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import distributions, metadata, requires
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 import typer
@@ -391,3 +398,97 @@ def test_options_on_the_page_of_deployment_exist() -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) <= ours | others
     for variable in set(re.findall(r"`([A-Z_]{4,})`?=?", page)) - {"OUTPUT", "INPUT", "SIGTERM", "TABLE"}:
         assert variable in (DOCKER / "compose.yaml").read_text() + (DOCKER / "install.sh").read_text(), variable
+
+
+@pytest.mark.slow
+def test_the_composed_services_work_together(tmp_path: Path) -> None:
+    """Server, deployments and a worker as they are composed, but for SQLite, with this machine's folders and port."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    for folder in ("input", "output", "locks", "tmp", "secrets"):
+        (tmp_path / folder).mkdir()
+    subprocess.run(["sh", DOCKER / "secrets.sh", tmp_path / "made", str(os.getuid())], check=True)
+    password = (tmp_path / "made" / "server").read_text().strip()
+    with ExitStack() as running:
+        running.enter_context(service("server", tmp_path, port))
+        wait(lambda: answer(f"{url}/ready")[0] == 200)
+        assert answer(f"{url}/flows/count", {})[0] in (401, 403)
+        with service("deploy", tmp_path, port, "--every", "20s") as deploy:
+            assert deploy.wait(120) == 0
+        running.enter_context(service("worker-cpu", tmp_path, port))
+        intake = {"flows": {"name": {"any_": ["intake"]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+        wait(lambda: int(answer(f"{url}/flow_runs/count", intake, password)[1] or 0) > 0)
+    assert (tmp_path / "output" / ".chiron" / "site.json").exists()
+
+
+def service(name: str, folder: Path, port: int, *more: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """One service as a process, ended with the context; every path of the container lies in `folder`."""
+    inside = {**image_environment(), **environment(name)}
+    for place in ("/tmp", "/input", "/output", "/locks", "/run/secrets"):
+        inside = {
+            key: re.sub(f"^{place}(?=/|$)", f"{folder}/{Path(place).name}", value) for key, value in inside.items()
+        }
+    words = [word.replace("/input", f"{folder}/input").replace("/output", f"{folder}/output") for word in command(name)]
+    inside = {
+        key: re.sub(r"(//server:|^|127\.0\.0\.1:)4200\b", rf"\g<1>{port}", value) for key, value in inside.items()
+    }
+    inside = {
+        key: value.replace("//server:", "//127.0.0.1:") for key, value in inside.items() if "DATABASE_" not in key
+    }
+    secrets = folder / "secrets" / name
+    secrets.mkdir()
+    for target, source in targets(name).items():
+        made = folder / "made" / COMPOSED["secrets"][source]["file"].rpartition("/")[2]
+        (secrets / target).symlink_to(made)
+    inside |= {
+        "CHIRON_KEY_FILE": str(secrets / "pseudonym.key"),
+        "SECRETS": str(secrets),
+        "TMPDIR": str(folder / "tmp"),
+    }
+    inside["PATH"] = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return ended(subprocess.Popen(["sh", DOCKER / "with-secrets", *words, *more], env=inside, cwd=folder / "tmp"))
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def command(name: str) -> list[str]:
+    return ["prefect" if name == "server" else "chiron", *SERVICES[name]["command"]]
+
+
+def answer(url: str, question: dict[str, Any] | None = None, password: str = "") -> tuple[int, str]:
+    """Status and text, 0 where nobody answers; with the token that the server wants of who asks."""
+    headers = {"Content-Type": "application/json", "Prefect-Csrf-Client": "test"}
+    if password:
+        headers["Authorization"] = "Basic " + b64encode(password.encode()).decode()
+        base = url.partition("/api")[0] + "/api/csrf-token?client=test"
+        with urlopen(Request(base, headers=headers), timeout=10) as reply:
+            headers["Prefect-Csrf-Token"] = json.load(reply)["token"]
+    data = None if question is None else json.dumps(question).encode()
+    try:
+        with urlopen(Request(url, data, headers), timeout=10) as reply:
+            return reply.status, reply.read().decode()
+    except HTTPError as refused:
+        with refused:
+            return refused.code, ""
+    except OSError:
+        return 0, ""
+
+
+def wait(until: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
