@@ -19,11 +19,15 @@ from typing import Any
 
 import pytest
 from make_night import START, claim, failure, make, record, write
+from test_report import scan
 
 from flows.night import Page, artifact_markdown, counts, headline, look, notify, summarise, tally
 from flows.night.strips import moments, strips
+from flows.night.thumbnail import FIGURE, thumbnail
 from flows.site import Site
 from pipeline.errors import ChironError
+from pipeline.report import write_report
+from pipeline.settings import parse
 
 telling = importlib.import_module("flows.night.notify")  # the module, not the function of its name
 
@@ -181,6 +185,17 @@ def test_an_empty_output_has_a_page_too(tmp_path: Path) -> None:
 def test_a_report_without_pictures_has_no_thumbnail(tmp_path: Path) -> None:
     make(tmp_path, 20, picture=None)
     assert "data:image" not in summarise(tmp_path).read_text()
+
+
+def test_the_thumbnail_is_the_map_of_a_true_report(tmp_path: Path) -> None:
+    text = write_report(scan(tmp_path / "work"), "sub-a", parse({}))
+    (tmp_path / "a.html").write_text(text)
+    titles = [title for _, title in FIGURE.findall(text[text.index('class="glance"') : text.index("<nav")])]
+    assert len(titles) > 2 and any(title.startswith("χ") for title in titles)
+    (tmp_path / "b.html").write_text(re.sub(r"<figcaption>χ", "<figcaption>no map", text))
+    map_, last = thumbnail(tmp_path / "a.html"), thumbnail(tmp_path / "b.html")
+    assert 100 < len(map_) < 4100 and 100 < len(last) < 4100 and map_ != last
+    assert thumbnail(tmp_path / "absent.html") == ""
 
 
 def test_a_page_that_cannot_be_written_is_coded_and_stops_nothing(
@@ -364,7 +379,7 @@ def test_78_an_endpoint_that_never_answers_costs_seconds(
         port = deaf.getsockname()[1]
         began = time.monotonic()
         told(webhook=f"http://127.0.0.1:{port}/", mail_host=f"127.0.0.1:{port}", mail_to="a@b.example")
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5
     said = capsys.readouterr().err
     assert "The webhook was not told" in said and "The mail was not told" in said
 
@@ -385,7 +400,7 @@ def test_a_server_that_answers_byte_by_byte_is_left_alone(
         thread.start()
         began = time.monotonic()
         told(webhook=f"http://127.0.0.1:{server.getsockname()[1]}/")
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5
         over.set()
         thread.join()
     assert "no answer in time" in capsys.readouterr().err
