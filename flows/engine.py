@@ -49,6 +49,7 @@ def orchestrator(home: Path, meanwhile: Callable[[], None] = lambda: None) -> It
     """
     quiet()
     if url := os.environ.get("PREFECT_API_URL"):
+        reread()
         wait_for(url, REMOTE_S)
         meanwhile()
         yield
@@ -61,6 +62,12 @@ def quiet() -> None:
     """Set for this process, and those it starts, what keeps Prefect silent and at home; what is set already stays."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def reread() -> None:
+    """Let a Prefect that is imported already go by the environment as it is now."""
+    if context := sys.modules.get("prefect.context"):
+        context.refresh_global_settings_context()
 
 
 def wait_for(url: str, seconds: float, alive: Callable[[], bool] = lambda: True) -> None:
@@ -121,6 +128,7 @@ def _embedded(home: Path, meanwhile: Callable[[], None]) -> Iterator[None]:
             "PREFECT_SERVER_API_AUTH_STRING": password,
         }
         os.environ.update(mine)
+        reread()
         try:
             with _alone(home / "server.lock"):  # two servers must not create one database
                 server = _start(listener)
@@ -131,6 +139,7 @@ def _embedded(home: Path, meanwhile: Callable[[], None]) -> Iterator[None]:
             _stop(server)
             for name in mine:
                 os.environ.pop(name, None)
+            reread()
 
 
 def _start(listener: socket.socket) -> subprocess.Popen[bytes]:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefect.context import refresh_global_settings_context
-
-from flows.engine import wait_for
+from flows.engine import reread, wait_for
 from flows.serve import _listening, _server, served
 from flows.serve.child import Child
 from flows.site import Site
@@ -55,7 +53,7 @@ def serving(site: Site) -> Iterator[Child]:
     with _listening(free_port()) as listener:
         os.environ.update(served(site, listener.getsockname()[1]))
         os.environ["CHIRON_KEY_FILE"] = str(site.output.parent / "key")
-        refresh_global_settings_context()
+        reread()
         child = _server(dict(os.environ), listener)
         child.start()
         try:
@@ -65,7 +63,7 @@ def serving(site: Site) -> Iterator[Child]:
             child.end(5)
             os.environ.clear()
             os.environ.update(before)
-            refresh_global_settings_context()
+            reread()
 
 
 def free_port() -> int:
