@@ -76,9 +76,12 @@ def sections() -> dict[str, type]:
     return {name: hints[name] for name in Settings.model_fields if dataclasses.is_dataclass(hints[name])}
 
 
-def load(file: Path | None = None, words: Iterable[str] = (), **given: Any) -> Settings:
-    """Settings from a TOML file, then `section.name=value` words, then keywords that are not None; X001 if invalid."""
-    values: dict[str, Any] = _read(file) if file else {}
+def load(file: Path | None = None, words: Iterable[str] = (), base: Settings | None = None, **given: Any) -> Settings:
+    """Settings from a TOML file, or `base`, then `section.name=value` words, then keywords that are not None.
+
+    X001 if invalid.
+    """
+    values: dict[str, Any] = _read(file) if file else base.model_dump(mode="json") if base else {}
     for word in words:
         path, equals, text = word.partition("=")
         if not equals:

@@ -16,6 +16,7 @@ import typer
 
 from flows import show
 from flows.cli.look import doctor, explain, inspect, report, settings, status
+from flows.cli.maintain import prune, reconcile, reprocess
 from flows.cli.measure import bench, evaluate, grid, step
 from flows.cli.options import INTERNAL, INTERRUPTED
 from flows.cli.reconstruct import demo, run
@@ -42,6 +43,9 @@ app = typer.Typer(
 )
 app.command(epilog=EXIT_CODES)(run)
 app.command(epilog=EXIT_CODES)(demo)
+app.command(epilog=EXIT_CODES)(reprocess)
+app.command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(reconcile)
+app.command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(prune)
 app.command(epilog=EXIT_CODES)(serve)
 app.command(epilog=EXIT_CODES)(deploy)
 app.command(epilog=EXIT_CODES)(worker)
