@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from httpx import HTTPError
 from prefect import flow
@@ -121,7 +122,6 @@ def prune() -> None:
         from flows.prune import prune as remove
         from flows.prune import prune_runs
 
-        remove(site.output, site.keep_days)
         removed = remove(site.output, site.keep_days)
         _show("pruned", {**removed.counts, "runs": prune_runs(site.keep_days)})
 
@@ -231,7 +231,7 @@ def _under_way(client: SyncPrefectClient) -> Iterator[FlowRun]:
 
 def _once(chunk: Sequence[str]) -> str:
     """The same for the same scans asked for by the same run: a request that is repeated starts nothing twice."""
-    return hashlib.sha256(" ".join([str(flow_run.id), *chunk]).encode()).hexdigest()
+    return hashlib.sha256(" ".join([flow_run.id or uuid4().hex, *chunk]).encode()).hexdigest()
 
 
 def _await(site: Site, jobs: Sequence[str], runs: Sequence[FlowRun], began: datetime) -> None:
