@@ -36,7 +36,9 @@ CATALOGUE: dict[str, Fault] = {
     "F013": Fault("an archive", "ignore", "Unpack it first and name the folder."),
     "F014": Fault("a link that leaves the export or runs in a circle", "ignore", "Copy the files instead of linking."),
     "F015": Fault("something that cannot be read as a file", "ignore", "Check the rights of the export."),
-    "F016": Fault("a file that vanished while it was read", "set aside", "Wait until the export has ended; run again."),
+    "F016": Fault(
+        "a file that vanished or changed after it was found", "set aside", "Wait until the export has ended; run again."
+    ),
     "G001": Fault("the same image twice", "warn", "Nothing: one of them is used."),
     "G002": Fault(
         "two different images under one identity", "set aside", "Export the scan again into an empty folder."
@@ -67,6 +69,9 @@ CATALOGUE: dict[str, Fault] = {
     ),
     "P001": Fault("no phase of each echo", "set aside", "Export phase (or real and imaginary) images of every echo."),
     "P002": Fault("a phase range that can be read in two ways", "set aside", "State the range with --phase-range."),
+    "P003": Fault(
+        "a sign of the phase that nobody tells", "warn", "Veins are bright in a right map; else give --phase-sign."
+    ),
     "P004": Fault("phase that is already unwrapped or filtered", "set aside", "Export the unfiltered phase."),
     "P005": Fault("phase or magnitude without content", "set aside", "Export the scan again."),
     "P006": Fault("values that are not finite", "set aside", "Export the scan again."),

@@ -45,6 +45,7 @@ _UNITS = {
     "degrees": "degrees",
 }
 _INVERTED = {"GE"}  # vendors whose phase falls where the field is higher
+_UPRIGHT = {"Siemens", "Philips"}
 _NEAR = 0.03  # of a range: how near its ends the values must come to fill it
 _WRAPS = 1e-3  # share of neighbours that jump by most of the range, in wrapped phase
 
@@ -70,7 +71,7 @@ def to_radians(stored: Stored, phase: Phase) -> tuple[Echoes, list[Decision], li
     inverted, sign = _sign(stored.vendor, phase)
     radians = -radians if inverted else radians
     echoes = Echoes(magnitude.float(), radians.float(), stored.echo_times_s, stored.b0_tesla, stored.grid)
-    return echoes, [*decisions, chopper, sign], []
+    return echoes, [*decisions, chopper, sign], _doubts(stored.vendor, phase)
 
 
 def wrap(phase_rad: Tensor) -> Tensor:
@@ -198,6 +199,14 @@ def _sign(vendor: str, phase: Phase) -> tuple[bool, Decision]:
     else:
         inverted, because = vendor in _INVERTED, f"the vendor is {vendor}"
     return inverted, Decision("phase sign", "inverted" if inverted else "as stored", because, "--phase-sign")
+
+
+def _doubts(vendor: str, phase: Phase) -> list[Notice]:
+    """P003 where neither the vendor nor anybody else says which way the phase turns."""
+    if phase.sign != "auto" or vendor in _INVERTED | _UPRIGHT:
+        return []
+    said = "The vendor's sign of phase is not known, so it was taken as stored."
+    return [Notice("P003", f"{said} Where veins are dark in the map, give --phase-sign.")]
 
 
 def _decided(unit: str, why: str, seen: str) -> Decision:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save as pack
 from torch import Tensor
@@ -30,10 +31,13 @@ def load(name: str, folder: Path = FOLDER) -> tuple[dict[str, Tensor], dict[str,
         content = (folder / f"{name}.safetensors").read_bytes()
     except OSError:
         raise ValueError(f"no weights {name}, or no card") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != known["sha256"]:
-        raise ValueError(f"{name}.safetensors has the hash {found[:12]}, its card says {known['sha256'][:12]}")
-    return {key: value.float() for key, value in parse(content).items()}, known
+    found, said = hashlib.sha256(content).hexdigest(), str(known.get("sha256"))
+    if found != said:
+        raise ValueError(f"{name}.safetensors has the hash {found[:12]}, its card says {said[:12]}")
+    try:
+        return {key: value.float() for key, value in parse(content).items()}, known
+    except SafetensorError:
+        raise ValueError(f"{name}.safetensors holds no tensors") from None
 
 
 def store(name: str, tensors: dict[str, Tensor], about: dict[str, Any], folder: Path) -> None:

@@ -75,10 +75,19 @@ def run(files: list[Path], scratch: Path) -> list[Converted]:
 def _load(path: Path) -> list[Converted]:
     image: Any = nib.load(path)
     values = np.asarray(image.get_fdata(dtype=np.float32))
-    sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
+    sidecar = _sidecar(path.with_suffix(".json"))
     volumes = np.moveaxis(values, 3, 0) if values.ndim == 4 else values[None]
     echo_time = number(sidecar.get("EchoTime")) if len(volumes) == 1 else None
     return [Converted(np.ascontiguousarray(v), np.asarray(image.affine), echo_time) for v in volumes]
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """What the converter says of an image; nothing where it repeats words of the header that are no JSON."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8", errors="replace"), strict=False)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _give(file: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ from pipeline.volumes import Grid
 Array = NDArray[Any]
 _WHERE = 0.05  # of a voxel: how far converter and header may place a voxel apart
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LONGEST_WORD = 128
 
 
 def convert_dicom(scan: Scan, acquisition: Acquisition, scratch: Path) -> Stored:
@@ -244,4 +245,6 @@ def _facts(reader: _Reader, grid: Grid, times: tuple[float, ...], b0: float) -> 
 
 
 def _plain(value: Any) -> str:
-    return str(value) if isinstance(value, str) else " ".join(map(str, value))
+    """One line of printable words, however long or odd the header's are."""
+    words = str(value) if isinstance(value, str) else " ".join(map(str, value))
+    return "".join(letter for letter in words if letter.isprintable())[:_LONGEST_WORD]

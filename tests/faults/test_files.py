@@ -5,27 +5,33 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import socket
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
-from exports import bad_of, beside, only_good, put
+import torch
+from exports import GOOD, bad_of, beside, good_of, only_good, put
 from make_dicom import (
     KEY,
     SENTINEL,
     TIMES,
     edit,
     search,
+    store,
     write,
 )
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.data import get_testdata_file
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from pipeline.convert import Acquisition, convert
+from pipeline.convert.stored import Stored
 from pipeline.errors import ChironError
-from pipeline.find import find
+from pipeline.find import files, find
 from pipeline.phase import Phase, to_radians
 
 
@@ -119,6 +125,30 @@ def test_6_flipped_header_bytes_are_never_an_exception(tmp_path: Path) -> None:
                 assert SENTINEL not in str(error)
 
 
+@pytest.mark.parametrize("part", ["preamble", "preamble and meta"])
+def test_7_without_a_preamble_a_file_is_read_by_force(part: str, tmp_path: Path) -> None:
+    paths = beside(tmp_path)
+    (whole,) = bad_of(search(tmp_path), tmp_path)
+    wanted = store(whole, tmp_path / "scratch")
+    for path in paths:
+        content = path.read_bytes()
+        length = int.from_bytes(content[140:144], "little")
+        path.write_bytes(content[132 if part == "preamble" else 144 + length :])
+    (scan,) = bad_of(search(tmp_path), tmp_path)
+    found = store(scan, tmp_path / "scratch")
+    assert torch.equal(found.first, wanted.first) and torch.equal(found.second, wanted.second)
+
+
+def test_7_a_forced_read_is_bounded_and_must_give_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside(tmp_path)
+    (tmp_path / "long").write_bytes(b"\x08\x00\x16\x00UI\x1a\x00" + bytes(3 << 20))
+    asked: list[int] = []
+    forced = files._attempt
+    monkeypatch.setattr(files, "_attempt", lambda c, tags: asked.append(len(c.getvalue())) or forced(c, tags))  # type: ignore
+    found = search(tmp_path)
+    assert asked == [2**20] and [ignored.code for ignored in found.ignored] == ["F002"]
+
+
 def test_8_unknown_compression_names_itself(tmp_path: Path) -> None:
     paths = beside(tmp_path)
     for path in paths:
@@ -146,6 +176,43 @@ def _recode(path: Path, syntax: str) -> None:
     dataset.save_as(path)
 
 
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless, JPEG2000Lossless], ids=lambda uid: uid.keyword
+)
+def test_10_however_it_is_stored_the_echoes_are_the_same(syntax: UID, tmp_path: Path) -> None:
+    """And so is whatever is computed of them: no other file of the export is read."""
+    beside(tmp_path / "in", shape=(32, 32, 4), transfer_syntax=syntax)
+    (scan,) = bad_of(search(tmp_path / "in"), tmp_path / "in")
+    write(tmp_path / "plain", shape=(32, 32, 4))
+    (plain,) = search(tmp_path / "plain").scans
+    assert same(store(scan, tmp_path / "scratch"), store(plain, tmp_path / "scratch"))
+
+
+def test_10_jpeg_ls_is_read(tmp_path: Path) -> None:
+    """No encoder of it is here, so every slice holds the one image that pydicom brings both ways."""
+    both = {}
+    for name in ("MR_small", "MR_small_jpeg_ls_lossless"):
+        sample = pydicom.dcmread(str(get_testdata_file(f"{name}.dcm")))
+        edit(write(tmp_path / name, shape=(64, 64, 3)), partial(_image_of, sample))
+        (scan,) = search(tmp_path / name).scans
+        both[name] = store(scan, tmp_path / "scratch")
+    plain, compressed = both.values()
+    assert same(plain, compressed) and plain.first.std() > 0
+
+
+def _image_of(sample: pydicom.Dataset, dataset: pydicom.Dataset) -> None:
+    for keyword in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        setattr(dataset, keyword, sample[keyword].value)
+    dataset["PixelData"] = sample["PixelData"]
+    dataset.file_meta.TransferSyntaxUID = sample.file_meta.TransferSyntaxUID
+
+
+def same(one: Stored, other: Stored) -> bool:
+    """The same numbers at the same places, read by the same rules."""
+    assert np.allclose(one.grid.affine, other.grid.affine, atol=1e-4) and one.stored_phase == other.stored_phase
+    return torch.equal(one.first, other.first) and torch.equal(one.second, other.second)
+
+
 def test_11_12_what_inflates_without_bound_and_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside(tmp_path)
     bomb = write(tmp_path / "bomb", transfer_syntax="1.2.840.10008.1.2.1.99", shape=(64, 64, 2), times=TIMES[:1])
@@ -157,6 +224,73 @@ def test_11_12_what_inflates_without_bound_and_archives(tmp_path: Path, monkeypa
     found = search(tmp_path)
     assert len(bad_of(found, tmp_path)) == 1 and not (tmp_path.parent / "x").exists()
     assert sorted(ignored.code for ignored in found.ignored) == ["F012"] * len(bomb) + ["F013"]
+
+
+def test_14_pipes_sockets_and_devices_do_not_block(tmp_path: Path) -> None:
+    folder = beside(tmp_path)[0].parent
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.open(folder, os.O_RDONLY)
+        listener.bind(f"/proc/self/fd/{here}/socket")
+        os.close(here)
+        found = search(tmp_path)
+    assert [ignored.code for ignored in found.ignored] == ["F015", "F015"] and len(bad_of(found, tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("failure", "code"), [(PermissionError(13, "no"), "F015"), (OSError(5, "damaged"), "F015")])
+def test_15_what_cannot_be_read_is_counted(
+    failure: OSError, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder and an image of the scan: the folder is ignored, the scan lacks a slice."""
+    paths = beside(tmp_path)
+    (tmp_path / "closed").mkdir()
+    scan, opened = os.scandir, Path.open
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise failure
+        return scan(path)
+
+    def open_(path: Path, *args: Any, **options: Any) -> Any:
+        if path == paths[4]:
+            raise failure
+        return opened(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        patch.setattr(Path, "open", open_)
+        found = find(tmp_path, KEY)
+    assert [ignored.code for ignored in found.ignored] == [code, code]
+    assert [(aside.code, aside.files) for aside in found.set_aside] == [("E002", len(paths) - 1)]
+    assert found.files_seen == len(good_of(found, tmp_path).files) + len(paths) + 1
+    assert SENTINEL not in repr((found.ignored, found.set_aside))
+
+
+def test_16_a_folder_that_vanishes_takes_nothing_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside(tmp_path)
+    (tmp_path / "gone").mkdir()
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "gone":
+            raise FileNotFoundError(2, "gone")
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        found = find(tmp_path, KEY)
+    assert [(aside.code, aside.files) for aside in found.set_aside] == [("F016", 1)] and len(found.scans) == 2
+
+
+def test_16_a_scan_whose_files_vanish_after_they_were_found_says_so(tmp_path: Path) -> None:
+    paths = beside(tmp_path)
+    found = search(tmp_path)
+    shutil.rmtree(paths[0].parent)
+    (scan,) = [scan for scan in found.scans if scan.subject != GOOD]
+    for act in (scan.content_digest, lambda: store(scan, tmp_path / "scratch")):
+        with pytest.raises(ChironError, match="F016") as caught:
+            act()
+        assert SENTINEL not in str(caught.value)
 
 
 def test_13_16_links_pipes_and_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

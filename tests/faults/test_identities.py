@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from datetime import datetime
 from functools import partial
@@ -27,7 +29,13 @@ from make_dicom import (
 )
 from pydicom.uid import generate_uid
 
+from flows.demo import simulate
+from pipeline.errors import ChironError
 from pipeline.find import find
+from pipeline.identity import LABEL
+from pipeline.publish import publish
+from pipeline.recipe import Job, reconstruct
+from pipeline.settings import load
 
 
 def test_21_the_same_image_twice_is_used_once(tmp_path: Path) -> None:
@@ -116,7 +124,50 @@ def test_29_two_patients_with_one_pseudonym(tmp_path: Path, monkeypatch: pytest.
     assert not found.scans and [aside.code for aside in found.set_aside] == ["G005", "G005"]
 
 
-def test_32_37_invalid_identifiers_and_dates_are_lived_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("charset", ["ISO_IR 192", "ISO_IR 100", "ISO 2022 IR 87", "nonsense", ""])
+def test_30_an_identity_in_a_wrong_charset_still_gives_one_label(charset: str, tmp_path: Path) -> None:
+    paths = beside(tmp_path)
+    edit(paths, put(PatientID="#" * 10, PatientName="#" * 10, SpecificCharacterSet=charset))
+    for path in paths:
+        path.write_bytes(path.read_bytes().replace(b"#" * 10, b"M\xfcller\xff\x1b$B"))
+    (scan,) = bad_of(search(tmp_path), tmp_path)
+    assert LABEL.fullmatch(scan.subject) and set(scan.files) == set(paths)
+    assert read(scan, tmp_path / "scratch").grid.shape == SHAPE
+
+
+HOSTILE = "<script>alert(1)</script>&\"'={7*7}\x1b[31m[red]"
+
+
+def test_31_what_is_shown_of_a_header_is_escaped_everywhere(tmp_path: Path) -> None:
+    """Model and software are the free words of a header that a result may hold."""
+    made = simulate(tmp_path, "siemens", 6.0, 1).export
+    edit(list(made.iterdir()), put(ManufacturerModelName=HOSTILE, SoftwareVersions=HOSTILE, PatientID="x" * 5000))
+    (scan,) = search(made).scans
+    job = Job(scan, load(method="tkd", device="cpu"), tmp_path / "work")
+    reconstruct(job)
+    done = publish(job, tmp_path / "out")
+    for page in (tmp_path / "out").rglob("*.html"):
+        text = page.read_text()
+        assert "<script>alert" not in text
+        assert "\x1b" not in text
+        assert "&lt;script&gt;alert" in text
+    for file in (tmp_path / "out").rglob("*.json"):
+        json.loads(file.read_text())
+        assert "\x1b" not in file.read_text()
+    assert LABEL.fullmatch(scan.subject) and done.label == f"sub-{scan.subject}_ses-{scan.session}"
+    failed = publish(job, tmp_path / "out", ChironError("P007", f"a mask {HOSTILE}", "a brain"))
+    assert "<script>alert" not in failed.report.read_text()
+
+
+def test_32_an_invalid_identifier_is_replaced(tmp_path: Path) -> None:
+    paths = beside(tmp_path)
+    edit(paths, put(StudyInstanceUID="x y z", SeriesInstanceUID="1." + "2" * 70))
+    (scan,) = bad_of(search(tmp_path), tmp_path)
+    assert [notice.code for notice in scan.notices] == ["G006"] and re.fullmatch("[0-9a-f]{12}", scan.id)
+    assert read(scan, tmp_path / "scratch").grid.shape == SHAPE
+
+
+def test_37_dates_of_the_future_are_lived_with_beside_invalid_identifiers(tmp_path: Path) -> None:
     paths = beside(tmp_path)
     edit(paths, put(StudyInstanceUID="x y z", AcquisitionDate="21260105", SeriesInstanceUID="1." + "2" * 70))
     (scan,) = bad_of(search(tmp_path), tmp_path)

@@ -1,4 +1,4 @@
-"""Rows 56 to 65 of the faults: whether there is phase, in which unit, and what its values are."""
+"""Rows 56 to 67 of the faults: whether there is phase, in which unit, what its values and its mask are."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from make_dicom import (
     read,
     search,
     signal,
+    store,
     write,
 )
 from test_find import bids
 
 from pipeline.errors import ChironError
+from pipeline.find import Scan
+from pipeline.mask import Mask, make_mask
+from pipeline.phase import Phase, to_radians
+from pipeline.volumes import Echoes
 
 
 def test_56_magnitude_only(tmp_path: Path) -> None:
@@ -97,6 +102,69 @@ def test_58_a_range_that_contradicts_its_header(tmp_path: Path) -> None:
     read(good_of(search(tmp_path), tmp_path), tmp_path / "scratch")
 
 
+def test_61_a_rescale_that_changes_from_slice_to_slice(tmp_path: Path) -> None:
+    """The converter takes one rescale for all; the second decoding of some slices tells, and the scan is set aside."""
+    paths = beside(tmp_path)
+    heights = sorted({float(pydicom.dcmread(path).SliceLocation) for path in paths})
+
+    def change(dataset: pydicom.Dataset) -> None:
+        slope = 0.5 + 0.25 * heights.index(float(dataset.SliceLocation))
+        radians = (np.frombuffer(dataset.PixelData, "<u2").astype(float) - 2048) * np.pi / 2048
+        dataset.PixelData = np.rint((radians + 3.1416) / 0.001 / slope).astype("<u2").tobytes()
+        dataset.BitsStored, dataset.HighBit = 16, 15
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = str(0.001 * slope), "-3.1416", "rad"
+
+    edit(paths, change, is_phase)
+    (scan,) = bad_of(search(tmp_path), tmp_path)
+    with pytest.raises(ChironError, match=r"E014.*decoded a second way"):
+        read(scan, tmp_path / "scratch")
+    read(good_of(search(tmp_path), tmp_path), tmp_path / "scratch")
+
+
+def test_62_a_sign_that_nobody_tells_is_a_warning_until_it_is_given(tmp_path: Path) -> None:
+    truth = signal()
+    paths = beside(tmp_path, values=np.conj(truth))
+    edit(paths, put(Manufacturer="Own Scanner"))
+    (scan,) = bad_of(search(tmp_path), tmp_path)
+    stored = store(scan, tmp_path / "scratch")
+    echoes, decisions, notices = to_radians(stored, Phase())
+    assert [notice.code for notice in notices] == ["P003"] and "--phase-sign" in notices[0].text
+    assert ("phase sign", "as stored") in {(decision.what, decision.decided) for decision in decisions}
+    assert phase_error(echoes, truth, oblique()).max() > 1
+    echoes, _, notices = to_radians(stored, Phase(sign="-"))
+    assert not notices and phase_error(echoes, truth, oblique()).max() < 2e-3
+
+
+def test_62_vendors_whose_sign_is_known_are_not_warned_of(tmp_path: Path) -> None:
+    for vendor in ("siemens", "philips", "ge"):
+        write(tmp_path / vendor, vendor, patient=vendor)
+    for scan in search(tmp_path).scans:
+        assert to_radians(store(scan, tmp_path / "scratch"), Phase())[2] == []
+
+
+def test_63_phase_that_is_already_unwrapped(tmp_path: Path) -> None:
+    paths = beside(tmp_path)
+
+    def unwrap(dataset: pydicom.Dataset) -> None:
+        rows = np.linspace(0, 8 * np.pi, int(dataset.Rows))[:, None] * np.ones(int(dataset.Columns))
+        dataset.PixelData = np.rint((rows + float(dataset.EchoTime)) / 0.001).astype("<u2").tobytes()
+        dataset.BitsStored, dataset.HighBit = 16, 15
+        dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = "0.001", "0", "rad"
+
+    edit(paths, unwrap, is_phase)
+    (scan,) = bad_of(search(tmp_path), tmp_path)
+    with pytest.raises(ChironError, match=r"P004.*without wraps"):
+        read(scan, tmp_path / "scratch")
+    read(good_of(search(tmp_path), tmp_path), tmp_path / "scratch")
+
+
+def test_63_phase_that_is_high_passed_leaves_a_scan_without_phase(tmp_path: Path) -> None:
+    paths = beside(tmp_path)
+    filtered = edit(paths, put(ImageType=["ORIGINAL", "PRIMARY", "P", "HPF"]), is_phase)
+    found = only_good(tmp_path, "P001", "only magnitude images", files=len(paths) - filtered)
+    assert [ignored.code for ignored in found.ignored] == ["G007"] * filtered
+
+
 @pytest.mark.parametrize("part", ["M", "P"])
 def test_64_a_part_without_content(part: str, tmp_path: Path) -> None:
     paths = beside(tmp_path)
@@ -119,3 +187,33 @@ def test_65_values_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(ChironError, match="P006: 1 values of the phase"):
         read(bad, tmp_path / "scratch")
     assert np.isfinite(read(good, tmp_path / "scratch").phase_rad.numpy()).all()
+
+
+def own_mask(scan: Scan, folder: Path, where: Callable[[np.ndarray[Any, Any]], Any]) -> tuple[Echoes, Mask]:
+    """The scan's echoes, and settings with a mask that `where` draws into zeros."""
+    echoes = read(scan, folder / "scratch")
+    values = np.zeros(echoes.grid.shape, np.uint8)
+    where(values)
+    nib.save(nib.Nifti1Image(values, np.asarray(echoes.grid.affine)), folder / "mask.nii.gz")
+    return echoes, Mask(file=str(folder / "mask.nii.gz"))
+
+
+@pytest.mark.parametrize("where", ["empty", "tiny", "full"])
+def test_66_a_mask_that_is_no_brain(where: str, tmp_path: Path) -> None:
+    def draw(values: np.ndarray[Any, Any]) -> None:
+        values[{"empty": slice(0, 0), "tiny": (5, 5, slice(3)), "full": slice(None)}[where]] = 1
+
+    beside(tmp_path)
+    (scan,) = bad_of(search(tmp_path), tmp_path)
+    with pytest.raises(ChironError, match=r"P007.*--mask"):
+        make_mask(*own_mask(scan, tmp_path.parent, draw))
+
+
+def test_67_a_mask_in_pieces_is_a_warning(tmp_path: Path) -> None:
+    def draw(values: np.ndarray[Any, Any]) -> None:
+        values[1:4], values[6:8] = 1, 1
+
+    beside(tmp_path)
+    (scan,) = bad_of(search(tmp_path), tmp_path)
+    found = make_mask(*own_mask(scan, tmp_path.parent, draw))
+    assert [notice.code for notice in found.notices] == ["P008"] and found.facts["components"] == 2
