@@ -141,6 +141,7 @@ def test_78_a_worker_that_is_killed_takes_its_runs_along_and_frees_their_scans(
     wait_until(lambda: ended(run) is not None, SILENT_S + 60)
     assert ended(run) == StateType.CRASHED
     assert flows.deployed._hand_out([scan.name], "scheduled") != []  # its scan is to be asked for again
+    worker.end(0)
     worker.environment = {**worker.environment, "CHIRON_TEST_HANG": "0"}
     worker.start()
     wait_until(lambda: [r["state"] for r in read_manifests(site.output)] == ["published"], 120)
