@@ -8,7 +8,6 @@ after the site's patience. Files that come later change the study, and it is han
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -135,11 +134,10 @@ class _Visit:
             return Export((), (SetAside("unknown", fault.code, reason(fault), len(paths)),), (), len(paths))
 
 
-def _together(names: Iterable[str]) -> list[list[str]]:
+def _together(names: list[str]) -> list[list[str]]:
     """Each study by itself; the files that belong to none at once."""
-    own = [name for name in names if name.startswith((STUDY, SUBJECT))]
-    rest = [name for name in names if name not in set(own)]
-    return [*([name] for name in own), *([rest] if rest else [])]
+    rest = [name for name in names if not name.startswith((STUDY, SUBJECT))]
+    return [*([name] for name in names if name.startswith((STUDY, SUBJECT))), *([rest] if rest else [])]
 
 
 def _short(export: Export) -> bool:
