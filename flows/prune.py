@@ -121,8 +121,10 @@ def _works(output: Path, before: float) -> Iterator[Path]:
                 continue
             if untouched and folder.name not in named:
                 yield folder
-            elif untouched or _is_published(output, folder):
-                yield from (path for path in sorted(folder.iterdir()) if path.name not in STAYS)
+                continue
+            made = [path for path in sorted(folder.iterdir()) if path.name not in STAYS]
+            if made and (untouched or _is_published(output, folder)):
+                yield from made
 
 
 def _is_published(output: Path, folder: Path) -> bool:

@@ -100,10 +100,10 @@ def _unfinished(output: Path, folder: Path) -> str:
     """The scan's label, where it was worked on after its last outcome."""
     worked = last_work(folder)
     try:
-        scan = Job.load(folder).scan
+        scan = Job.load(folder).scan if worked else None
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return scan.label if worked and not outcomes_since(output, scan.label, scan.id, worked) else ""
+    return scan.label if scan and not outcomes_since(output, scan.label, scan.id, worked) else ""
 
 
 def _clear(folder: Path) -> int:

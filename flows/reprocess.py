@@ -91,8 +91,9 @@ def choose(
         raise ChironError("X002", f"the state {wanted.state!r}", " or ".join(STATES))
     chosen = Chosen()
     for folder, records in _scans(output):
-        job = _job(folder, records, change, bool(stage or force))
-        if not any(_meets(record, job, wanted) for record in records):
+        met = [record for record in records if _meets(record, wanted)]
+        job = _job(folder, records, change, bool(stage or force)) if met else None
+        if not met or (wanted.older and not any(_older(record, job) for record in met)):
             continue
         if job is None:
             chosen.lost.append(records[0]["label"])
@@ -178,13 +179,14 @@ def _loaded(folder: Path) -> Job | None:
         return None
 
 
-def _meets(record: Record, job: Job | None, wanted: Wanted) -> bool:
+def _meets(record: Record, wanted: Wanted) -> bool:
+    """Whether all is true of the record that can be told without its job."""
     labels = dict(part.split("-", 1) for part in record["label"].split("_") if "-" in part)
     named = {"sub": wanted.subject, "ses": wanted.session, "run": wanted.run}
     if any(value and labels.get(key) != value.removeprefix(f"{key}-") for key, value in named.items()):
         return False
     told = [wanted.state in ("", record["state"]), wanted.verdict in ("", record.get("verdict"))]
-    return all(told) and wanted.code in ("", *_codes(record)) and (not wanted.older or _older(record, job))
+    return all(told) and wanted.code in ("", *_codes(record))
 
 
 def _codes(record: Record) -> list[str]:
