@@ -65,14 +65,22 @@ def pseudonym(key: bytes, *parts: str, length: int = 10) -> str:
     """Lower-case letters and digits 2 to 7 (BIDS-safe): keyed HMAC-SHA256 of `parts`, five bits a character."""
     mac = hmac.new(key, digestmod=hashlib.sha256)
     for part in parts:
-        text = part.encode("utf-8", "surrogateescape")
+        text = _bytes(part)
         mac.update(len(text).to_bytes(8, "big") + text)
     return base64.b32encode(mac.digest()).decode("ascii").lower()[:length]
 
 
 def internal_id(key: bytes, *parts: str) -> str:
     """12 hex digits that name a scan where nothing identifying may stand."""
-    return hmac.new(key, "\0".join(parts).encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:12]
+    return hmac.new(key, _bytes("\0".join(parts)), hashlib.sha256).hexdigest()[:12]
+
+
+def _bytes(text: str) -> bytes:
+    """Any text, also one that a wrong character set left in pieces."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _private_text(file: Path) -> str:

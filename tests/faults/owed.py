@@ -10,13 +10,15 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -56,7 +58,9 @@ def states(output: Path) -> dict[str, str]:
 def told(folder: Path, *words: str, without: tuple[str, ...] = ()) -> list[str]:
     """I6: files below the folder whose name or content holds a word: plain, UTF-16, hexadecimal, in base64, in gzip."""
     found = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in without):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if any(name in path.name for name in without):
+            continue
         content = b"\n".join(decoded(path.read_bytes()))
         shapes = {shape.lower() for word in words for shape in disguises(word)}
         if any(shape in content.lower() or shape in os.fsencode(path).lower() for shape in shapes):
@@ -72,25 +76,13 @@ def decoded(content: bytes) -> Iterator[bytes]:
     """The content, and what is packed in it."""
     yield content
     if content[:2] == b"\x1f\x8b":
-        yield from decoded(gzip.decompress(content))
-    run = bytearray()
-    for letter in content if len(content) < 50_000_000 else b"":
-        if letter in _BASE64:
-            run.append(letter)
-            continue
-        if len(run) >= 12:
-            yield from unpacked(bytes(run))
-        run.clear()
-
-
-_BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
-
-
-def unpacked(run: bytes) -> Iterator[bytes]:
-    """A run of letters as base64, wherever in it that begins."""
-    for start in range(4):
-        whole = run[start : start + (len(run) - start) // 4 * 4]
-        yield base64.b64decode(whole)
+        with suppress(OSError, EOFError, zlib.error):  # two bytes that only look like it
+            yield from decoded(gzip.decompress(content))
+    for run in re.findall(rb"[A-Za-z0-9+/]{12,}", content):
+        for start in range(4):
+            letters = run[start:] if (len(run) - start) % 4 != 1 else run[start:-1]
+            packed = base64.b64decode(letters + b"A" * (-len(letters) % 4))  # the end of it may be missing
+            yield from decoded(packed) if packed[:2] == b"\x1f\x8b" else (packed,)
 
 
 # Scans with the stages of `stand_in`, in this process

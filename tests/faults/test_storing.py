@@ -168,7 +168,7 @@ def test_77_two_runs_at_once_do_each_scan_once(source: Path, tmp_path: Path) -> 
 
 
 def test_77_a_scan_that_is_held_for_too_long_is_busy(source: Path, tmp_path: Path) -> None:
-    from flows.crew.claim import claimed
+    from flows.claim import claimed
 
     output = tmp_path / "out"
     prepare(output)
