@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -14,9 +14,12 @@ from typing import Any, Literal
 
 import torch
 
+from flows.claim import is_claimed
 from flows.crew import Crew, Terms, terms_for
 from flows.engine import Watchdog, leave, orchestrator
 from flows.night import Page, summarise
+from flows.night import look as look_at
+from flows.night.standing import label_of
 from flows.night.summary import NAME as PAGE
 from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
@@ -24,9 +27,10 @@ from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import Export, Scan, SetAside, find
 from pipeline.find.scan import reason
 from pipeline.invert import check_weights
-from pipeline.ledger import records_of
+from pipeline.ledger import NEXT, records_of
 from pipeline.memory import check_room, fits
 from pipeline.publish import already_published, prepare, record_set_aside
+from pipeline.publish.dataset import private
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
 from pipeline.work import disk_error
@@ -149,11 +153,12 @@ def plan(batch: Batch, export: Export, settings: Settings, truth: Path | None = 
         batch.set_aside(aside)
     todo = []
     for scan in export.scans:
-        job = Job(scan, settings, batch.output / ".chiron" / "work" / scan.id, truth)
-        if _stands(batch.output, job):
-            batch.add(_in_ledger(batch.output, scan, "already published"))
-            continue
+        job = Job(scan, settings, private(batch.output) / "work" / scan.id, truth)
         try:
+            if _stands(batch.output, job):
+                _remember(job)
+                batch.add(_in_ledger(batch.output, scan, "already published"))
+                continue
             check_room(scan)
             job.save()
             todo.append(job)
@@ -161,6 +166,7 @@ def plan(batch: Batch, export: Export, settings: Settings, truth: Path | None = 
             batch.set_aside(SetAside(scan.label, error.code, reason(error), len(scan.files)))
         except OSError as error:
             batch.add(_failed(batch.output, scan, disk_error(error)))
+    _withdraw(batch.output, todo)
     return todo
 
 
@@ -194,6 +200,22 @@ def apart(source: Path, output: Path) -> None:
     a, b = source.resolve(), output.resolve()
     if a == b or a in b.parents or b in a.parents:
         raise ChironError("S002", "an output folder within the input, or around it", "two folders apart")
+
+
+def _remember(job: Job) -> None:
+    """Where the files of a published scan lie now, for whoever wants it done again."""
+    with suppress(OSError, ValueError, KeyError):
+        if Job.load(job.folder).scan.files != job.scan.files and not is_claimed(job.folder):
+            job.save()
+            Job.take(job.folder)
+
+
+def _withdraw(output: Path, jobs: list[Job]) -> None:
+    """Jobs that wait for the same labels under another id: with files that came late, a scan is another one."""
+    new = {job.scan.label: job.scan.id for job in jobs}
+    for folder in look_at(output).waiting if new else ():
+        if new.get(label_of(folder), folder.name) != folder.name:
+            (folder / NEXT).unlink(missing_ok=True)
 
 
 def _at_once(terms: Terms, jobs: list[Job]) -> int:

@@ -45,7 +45,7 @@ from flows.site import OUTPUT_VARIABLE, Site
 from pipeline.errors import ChironError
 from pipeline.find import Export
 from pipeline.identity import load_key, load_labels
-from pipeline.ledger import read_manifests
+from pipeline.ledger import NEXT, TAKEN, read_manifests
 from pipeline.publish.dataset import private
 
 CHUNK = 8  # scans of a run: an urgent one waits for no more than these
@@ -273,7 +273,8 @@ def _reconstruct(site: Site, jobs: Sequence[str]) -> Iterator[str]:
     from flows.crew import Crew
     from pipeline.recipe import Job
 
-    known = [folder for job in jobs if (folder := private(site.output) / "work" / job).is_dir()]
+    folders = [private(site.output) / "work" / job for job in jobs]
+    known = [folder for folder in folders if any((folder / name).exists() for name in (NEXT, TAKEN))]
     yield from ["gone"] * (len(jobs) - len(known))
     terms = machine_terms(site.parsed_settings(), site.workers, time_limit_s=site.time_limit_s)
     with Crew(site.output, terms) as crew:

@@ -15,14 +15,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from flows.crew.claim import LOCK
+from flows.claim import LOCK
 from flows.reconcile import if_free, last_work, our_runs, outcomes_since
 from pipeline.errors import ChironError
-from pipeline.ledger import KEPT, NAME, read_manifests
+from pipeline.ledger import KEPT, NAME, NEXT, TAKEN, read_manifests
 from pipeline.publish.dataset import private
 from pipeline.publish.swap import locked
 from pipeline.recipe import Job
-from pipeline.recipe.job import NEXT, TAKEN, TRACE
+from pipeline.recipe.job import TRACE
 from pipeline.work import disk_error
 
 DAY_S = 86400.0

@@ -16,8 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.crew.claim import LOCK, claimed, is_claimed
-from flows.crew.worker import NOW
+from flows.claim import LOCK, NOW, claimed, is_claimed
 from flows.deploy import NAME as DEPLOYMENT
 from pipeline.errors import ChironError
 from pipeline.ledger import Record, records_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pipeline
-from flows.crew.claim import claimed
+from flows.claim import claimed
 from pipeline.errors import ChironError
 from pipeline.ledger import Record, read_manifests
 from pipeline.publish import already_published

@@ -7,12 +7,16 @@ import socket
 import sys
 import threading
 
+UNHEARD = ("EVENT_PERSISTER", "EVENT_LOGGER", "TRIGGERS")  # without page and automations nobody listens to events
+
 
 def serve(listener: socket.socket, everything: bool = False) -> None:
     """Answer on `listener` until standard input ends; `everything` is with the page, the schedules, the automations."""
     os.environ["PREFECT__SERVER_FINAL"] = "1"
     if not everything:
         os.environ.update(PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1")
+        for service in UNHEARD:  # a scan's events are three quarters of what the database would hold
+            os.environ[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
     import uvicorn
     from prefect.server.api.server import create_app
 

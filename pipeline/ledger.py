@@ -12,6 +12,7 @@ from typing import Any
 
 FORMAT = 1
 NAME = "manifest.json"
+NEXT, TAKEN = "next.json", "job.json"  # of a scan's work folder: the job to be done, and the one done or under way
 KEPT = ".chiron/versions"  # what stood published before, until it is pruned
 
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Scans through Prefect with stages that take no time: isolation, continuation, locks, privacy, an end to all waiting."""
+"""Scans through Prefect with stages that take no time: isolation, continuation, locks, privacy, bounded waiting."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from stand_in import KEY, SENTINEL, SETTINGS, dismiss_all, export, install, scan
 import flows.crew
 import flows.engine
 from flows.batch import Batch, Outcome, apart, run
+from flows.claim import claimed, is_claimed
 from flows.crew import Terms
-from flows.crew.claim import claimed, is_claimed
 from flows.engine import Watchdog, orchestrator
 from pipeline.errors import ChironError
 from pipeline.find import Export

@@ -13,8 +13,8 @@ from test_reconcile import make_job_like
 from test_reprocess import known
 from test_versions import values
 
+from flows.claim import claimed
 from flows.cli import execute
-from flows.crew.claim import claimed
 from flows.prune import DAY_S, prune
 from flows.reprocess import select
 from pipeline.find import SetAside

@@ -15,9 +15,8 @@ from test_publish import FAILED, _plain_report, make_job
 from test_reprocess import known
 
 import flows.reconcile
+from flows.claim import NOW, claimed
 from flows.cli import execute
-from flows.crew.claim import claimed
-from flows.crew.worker import NOW
 from flows.engine import orchestrator
 from flows.prune import DAY_S, prune_runs
 from flows.reconcile import SCRAP_S, SILENT_S, reconcile, reconcile_runs

@@ -19,9 +19,9 @@ from test_publish import FAILED, _plain_report, make_job
 import flows.batch
 import flows.reprocess
 from flows.batch import Batch, run
+from flows.claim import claimed
 from flows.cli import execute
 from flows.crew import Terms
-from flows.crew.claim import claimed
 from flows.reprocess import Wanted, choose, readied, ready, select, stages_from
 from pipeline.errors import ChironError
 from pipeline.find import SetAside

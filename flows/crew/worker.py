@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from flows.crew.claim import claimed
+from flows.claim import NOW, claimed
 from flows.engine import Watchdog, leave
 from flows.site import OUTPUT_VARIABLE
 from flows.watch import Silent
@@ -26,7 +26,6 @@ from pipeline.errors import ChironError
 
 PREFECT_MAY_HOLD_S = 25.0  # from one stage to the next, before Prefect is taken for dead
 PREFECT_LOST = 18  # exit code
-NOW = "now.json"
 
 
 def main(handle: int, threads: int) -> None:
@@ -110,7 +109,7 @@ def _do(task: dict[str, Any], voice: Voice) -> dict[str, Any]:
             job = Job.load(folder)
             if task.get("failure"):
                 return _record(job, ChironError(*task["failure"]))
-            if not (fresh and job.again) and _stands(job):
+            if not (fresh and job.again) and _stands(job, fresh):
                 return {"how": "already published"}
             return _scan(job, folder, voice, task["prefect"])
     except ChironError as failure:
@@ -152,15 +151,22 @@ def _record(job: Any, failure: ChironError) -> dict[str, Any]:
     return {"how": "failed", "code": failure.code, "text": failure.sentence()}
 
 
-def _stands(job: Any) -> bool:
-    """Whether this very result is published; a scan whose files cannot be read now is left to its flow to judge."""
+def _stands(job: Any, fresh: bool) -> bool:
+    """Whether this very result is published; a scan whose files cannot be read now is left to its flow to judge.
+
+    A job that is not fresh was done, or begun, before: where another scan has its label since, that one is newer.
+    """
     from flows.scan import output_folder
+    from pipeline.ledger import records_of
     from pipeline.publish import already_published
 
     try:
-        return already_published(output_folder(), job)
+        if already_published(output_folder(), job):
+            return True
     except ChironError:
         return False
+    records = [] if fresh else records_of(output_folder(), job.scan.label)
+    return any(r["state"] == "published" and r["scan"] != job.scan.id for r in records)
 
 
 def _listen() -> SimpleQueue[str]:

@@ -6,7 +6,6 @@ a job lies there that no process has and no manifest tells of.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -16,11 +15,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from flows.claim import NOW, is_claimed
 from pipeline.errors import CATALOGUE
-from pipeline.ledger import Record, read_manifests
+from pipeline.ledger import NEXT, TAKEN, Record, read_manifests
 
 WORK = ".chiron/work"
-LOCK, NOW, NEXT, TAKEN = "lock", "now.json", "next.json", "job.json"
 KINDS = ("failed", "set aside", "do not use", "check", "usable")  # the worst first: what a person must see to
 UNKNOWN = "unknown"  # in place of a code or a verdict that no version of ours writes
 
@@ -129,7 +128,7 @@ def look(output: Path, since: float | None = None) -> Night:
     known = {str(record.get("scan")) for record in records}
     running, waiting = [], []
     for folder in _work_folders(output):
-        if _is_held(folder / LOCK):
+        if is_claimed(folder):
             running.append(_running(folder))
         elif (folder / NEXT).exists() or (folder.name not in known and (folder / TAKEN).exists()):
             waiting.append(folder)
@@ -183,18 +182,6 @@ def _work_folders(output: Path) -> list[Path]:
             return sorted(Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False))
     except (FileNotFoundError, PermissionError):
         return []
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds the lock; asked for a moment and shared, and the file is never made."""
-    try:
-        with lock.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _running(folder: Path) -> Running:

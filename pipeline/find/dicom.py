@@ -20,10 +20,9 @@ from pipeline.find.headers import Image
 from pipeline.find.listing import Entry
 from pipeline.find.parts import FIELD_MAP
 from pipeline.find.reading import read_all
-from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume, reason
+from pipeline.find.scan import UNKNOWN, Export, Ignored, Scan, SetAside, Volume, reason
 from pipeline.identity import Labels, internal_id, label_of, pseudonym
 
-_UNKNOWN = "unknown"  # stands for a label where nobody can be named
 _UID = re.compile(r"[0-9.]{1,64}")
 
 
@@ -71,7 +70,7 @@ def find_dicom(
     for patient, own in grouped(images, lambda i: i.patient).items():
         label = subjects[patient]
         if isinstance(label, ChironError):
-            ledger.set_aside(_UNKNOWN, label, own)
+            ledger.set_aside(UNKNOWN, label, own)
             continue
         for study in grouped(own, lambda i: i.study).values():
             session = pseudonym(key, "study", study[0].patient, study[0].study, length=8)
@@ -87,7 +86,7 @@ def _read(entries: list[Entry], ledger: _Ledger, progress: Callable[[float, str]
         elif found.fault.owed == "ignore":
             ledger.ignored[entry.ordinal] = found.code, found.found
         else:
-            ledger.aside.append((_UNKNOWN, found.code, f"file {entry.ordinal}: {reason(found)}", {entry.ordinal}))
+            ledger.aside.append((UNKNOWN, found.code, f"file {entry.ordinal}: {reason(found)}", {entry.ordinal}))
     return images
 
 
@@ -129,7 +128,7 @@ def _mixed_patients(images: list[Image], ledger: _Ledger) -> list[Image]:
     for series, same in grouped(images, lambda i: i.series).items():
         if series and len({image.patient for image in same}) > 1:
             found = f"{len({image.patient for image in same})} patients in one series"
-            ledger.set_aside(_UNKNOWN, ChironError("G003", found, "one patient in a series"), same)
+            ledger.set_aside(UNKNOWN, ChironError("G003", found, "one patient in a series"), same)
         else:
             kept += same
     return kept

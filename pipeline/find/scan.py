@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pipeline.errors import ChironError, Notice
 
+UNKNOWN = "unknown"  # stands for a label where nobody can be named
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -16,6 +16,7 @@ from typing import Literal
 import pipeline
 from pipeline.errors import ChironError, Decision, Notice
 from pipeline.find import SetAside
+from pipeline.find.scan import UNKNOWN
 from pipeline.invert import chosen_methods
 from pipeline.ledger import NAME, Record, read, read_manifests, records_of, session_of, version_folder, versions
 from pipeline.publish import manifest as ledger
@@ -41,6 +42,9 @@ __all__ = [
     "verify",
     "versions",
 ]
+
+
+KEPT_UNKNOWN = 1000  # records of files that could not be told to be anyone's
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,14 @@ def record_set_aside(output: Path, found: Iterable[SetAside]) -> None:
     prepare(output)
     for label, ones in by_label.items():
         aside, final = private(output) / "publish" / f"set-aside_{label}", output / "set-aside" / label
-        content = as_json(ledger.manifest([ledger.aside_record(one) for one in ones]))
+        records = [ledger.aside_record(one) for one in ones]
         with _coded(), locked(private(output) / "locks" / f"set-aside_{label}.lock"):
             recover(aside, final)
-            put(aside, final, {NAME: content})
+            if label == UNKNOWN:  # not one scan but all that nobody could name: nothing takes its place
+                said = {record["failure"]["sentence"] for record in records}
+                earlier = [r for r in read(final) if r["failure"]["sentence"] not in said]
+                records = [*earlier, *records][-KEPT_UNKNOWN:]
+            put(aside, final, {NAME: as_json(ledger.manifest(records))})
 
 
 def recover_all(output: Path) -> list[str]:

@@ -54,7 +54,7 @@ def record(
         "seeds": {method: getattr(getattr(settings, method), "seed", None) for method in methods},
         "weights": {},
         "software": {"chiron": pipeline.__version__, "python": platform.python_version(), **_libraries()},
-        "device": next((r["device"] for r in reversed(made)), None),
+        "device": next((r["device"] for r in made if r.get("device", "cpu") != "cpu"), "cpu") if made else None,
         "stages": [
             {name: r.get(name) for name in ("stage", "version", "device", "seconds", "peak_memory_bytes")} for r in made
         ],

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from pipeline.find import Scan
+from pipeline.ledger import NEXT, TAKEN
 from pipeline.settings import Settings
 from pipeline.volumes import Echoes, Field, Grid
 from pipeline.work import Result, Work
 
-NEXT, TAKEN, TRACE = "next.json", "job.json", "trace.txt"
+TRACE = "trace.txt"
 
 Progress = Callable[[float, str], None]  # share of the stage that is done (0 to 1), and a short word on it
 
@@ -51,8 +52,11 @@ class Job:
             "expects": self.expects,
         }
         aside = self.folder / f".{NEXT}.{os.getpid()}"
-        aside.write_text(json.dumps(job))
-        aside.rename(self.folder / NEXT)
+        try:
+            aside.write_text(json.dumps(job))
+            aside.rename(self.folder / NEXT)
+        finally:
+            aside.unlink(missing_ok=True)
 
     @staticmethod
     def take(folder: Path) -> bool:

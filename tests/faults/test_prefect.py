@@ -19,8 +19,8 @@ from prefect.client.schemas.objects import StateType
 
 import flows.deployed
 import flows.engine
+from flows.claim import is_claimed
 from flows.cli import execute
-from flows.crew.claim import is_claimed
 from flows.deploy import GPU, SILENT_S, Times, deploy
 from flows.serve.child import Child
 from flows.site import Site

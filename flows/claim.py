@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import ChironError
-from pipeline.work import disk_error
 
-LOCK = "lock"
+LOCK, NOW = "lock", "now.json"  # of a scan: held by whoever works on it, who writes beside it what it is doing
+LOOKS = 3  # someone who only looks whether it is held has it for an instant
 
 
 @contextmanager
@@ -24,6 +25,8 @@ def claimed(folder: Path) -> Iterator[None]:
             if not _locked(stream.fileno(), folder / LOCK):
                 raise ChironError("R006", "another run works on this scan", "one at a time")
         except OSError as error:
+            from pipeline.work import disk_error  # which is heavy, and rarely needed
+
             raise disk_error(error) from None
         yield
 
@@ -42,8 +45,10 @@ def is_claimed(folder: Path) -> bool:
 
 def _locked(handle: int, path: Path) -> bool:
     """Whether the lock is ours; not where it is held, nor where its holder has just ended and tidied up."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
+    for look in range(LOOKS):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
+        except BlockingIOError:
+            time.sleep(0.01 if look < LOOKS - 1 else 0)
+    return False
