@@ -6,7 +6,6 @@ is done stands in the output folder, and a scan is at work where its lock is hel
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import threading
@@ -18,28 +17,12 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from httpx import HTTPError
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import PrefectException
-from prefect.runtime import flow_run
+from prefect.client.schemas.objects import FlowRun
 
-from flows.deploy import NAME
+from flows.ask import LOST, hand_out, to_come
 from flows.serve.worker import LAUNCHER
 from flows.site import OUTPUT_VARIABLE, Site
 from pipeline.errors import ChironError
@@ -48,14 +31,8 @@ from pipeline.identity import load_key, load_labels
 from pipeline.ledger import NEXT, TAKEN, read_manifests
 from pipeline.publish.dataset import private
 
-CHUNK = 8  # scans of a run: an urgent one waits for no more than these
-PAGE = 200  # runs that Prefect names at once
 LOOK_S = 5.0
 ROUNDS = 2  # a scan whose run died with its worker is handed out once more
-UNDER_WAY = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
-
-LOST = (HTTPError, PrefectException)
-
 QUIETLY: dict[str, Any] = {"persist_result": False, "retries": 0, "log_prints": False}
 
 
@@ -65,7 +42,7 @@ def batch() -> None:
     with _on_site() as site:
         jobs, began = _planned(site), datetime.now(UTC)
         for _ in range(ROUNDS):
-            _await(site, jobs, _hand_out(jobs, "scheduled"), began)
+            _await(site, jobs, hand_out(jobs, "scheduled"), began)
             jobs = _left(site, jobs, began)
         _tell(site, began)
 
@@ -74,7 +51,10 @@ def batch() -> None:
 def work(jobs: list[str]) -> None:
     """Take these scans, one after another, from their exports to published results."""
     with _on_site() as site:
+        from flows.night import Page
+
         _show("ended", Counter(_reconstruct(site, jobs)))
+        Page(site.output).renew()
 
 
 @flow(name="intake", **QUIETLY)
@@ -87,7 +67,7 @@ def intake() -> None:
         _planned(site, arrived.export)
         arrived.confirm()
         jobs = _waiting(site)
-        _show("waiting", {"scans": len(jobs), "runs": len(_hand_out(jobs, "scheduled"))})
+        _show("waiting", {"scans": len(jobs), "runs": len(hand_out(jobs, "scheduled"))})
 
 
 @flow(name="reprocess", **QUIETLY)
@@ -99,7 +79,7 @@ def reprocess(subject: str = "", session: str = "", stage: str = "", method: str
         settings = site.parsed_settings() if older else None
         jobs = select(site.output, subject, session, method=method, older=older, settings=settings, stage=stage)
         ids = [job.scan.id for job in readied(jobs, stage)]
-        asked = _hand_out(ids, "urgent" if subject else "backfill", again=True)
+        asked = hand_out(ids, "urgent" if subject else "backfill", again=True)
         _show("again", {"scans": len(jobs), "runs": len(asked)})
 
 
@@ -195,66 +175,16 @@ def _key(site: Site) -> bytes:
     return load_key(Path(site.key_file) if site.key_file else None)
 
 
-def _hand_out(jobs: Sequence[str], queue: str, again: bool = False) -> list[FlowRun]:
-    """Ask for the work on `jobs`, in chunks; what a run has or waits for already is left, unless it is done `again`."""
-    with get_client(sync_client=True) as client:
-        taken = {job for run in _under_way(client) for job in run.parameters.get("jobs", [])}
-        todo = [job for job in jobs if again or job not in taken]
-        target = client.read_deployment_by_name(f"work/{NAME}")
-        return [
-            client.create_flow_run_from_deployment(
-                target.id,
-                parameters={"jobs": chunk},
-                work_queue_name=queue,
-                idempotency_key=_once(chunk),
-                name=f"{queue}: {len(chunk)} from {chunk[0]}",
-            )
-            for chunk in (todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK))
-        ]
-
-
-def _under_way(client: SyncPrefectClient) -> Iterator[FlowRun]:
-    """Runs of `work` that are to come or at it."""
-    states = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY)))
-    offset = 0
-    while page := client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=["work"])),
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[NAME])),
-        flow_run_filter=states,
-        sort=FlowRunSort.START_TIME_ASC,
-        limit=PAGE,
-        offset=offset,
-    ):
-        yield from page
-        offset += len(page)
-
-
-def _once(chunk: Sequence[str]) -> str:
-    """The same for the same scans asked for by the same run: a request that is repeated starts nothing twice."""
-    return hashlib.sha256(" ".join([flow_run.id or uuid4().hex, *chunk]).encode()).hexdigest()
-
-
 def _await(site: Site, jobs: Sequence[str], runs: Sequence[FlowRun], began: datetime) -> None:
     """Return once all runs have ended, or all their scans have: Prefect may be away, the ledger is not.
 
     R003 where they take longer than their scans may.
     """
     deadline = time.monotonic() + site.time_limit_s * (len(jobs) + 1)
-    while _to_come(runs) and _left(site, jobs, began):
+    while to_come(runs) and _left(site, jobs, began):
         if time.monotonic() > deadline:
             raise ChironError("R003", "scans that were asked for and not done in time", "", "Look at the gpu workers.")
         time.sleep(LOOK_S)
-
-
-def _to_come(runs: Sequence[FlowRun]) -> bool:
-    """Whether Prefect has runs of these still to do; while it does not answer, it is taken to."""
-    ids = FlowRunFilterId(any_=[run.id for run in runs])
-    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))
-    try:
-        with get_client(sync_client=True) as client:
-            return bool(runs and client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids, state=states), limit=1))
-    except LOST:
-        return True
 
 
 def _left(site: Site, jobs: Sequence[str], began: datetime) -> list[str]:
@@ -284,12 +214,12 @@ def _reconstruct(site: Site, jobs: Sequence[str]) -> Iterator[str]:
 
 def _tell(site: Site, began: datetime) -> None:
     """Show how the night went, and send it to whom the site names: counts and codes only."""
-    from flows.night import artifact_markdown, counts, notify, summarise
+    from flows.night import Page, artifact_markdown, counts, notify
 
     found = counts(site.output, began.timestamp())
     with suppress(*LOST):
         create_markdown_artifact(artifact_markdown(found), key="night")
-    summarise(site.output)
+    Page(site.output).renew()
     notify(site, found)
 
 

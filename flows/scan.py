@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.site import OUTPUT_VARIABLE
 from flows.watch import Silent, Watcher
@@ -79,6 +81,11 @@ def publish(job: str, failure: ChironError | None = None) -> str:
             return publish_result(this, output_folder(), failure).verdict
     finally:
         watch.ended("publish")
+
+
+def without_heartbeat() -> AbstractContextManager[Any]:
+    """Run scans without one: it takes up to a second to end, and a scan's lock tells that it is worked on."""
+    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 
 def output_folder() -> Path:

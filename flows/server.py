@@ -9,10 +9,18 @@ import threading
 
 UNHEARD = ("EVENT_PERSISTER", "EVENT_LOGGER", "TRIGGERS")  # without page and automations nobody listens to events
 
+# One write for each of a scan's thirty events would hold SQLite's only lock so often that the scans wait for it.
+IN_BATCHES = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+
 
 def serve(listener: socket.socket, everything: bool = False) -> None:
     """Answer on `listener` until standard input ends; `everything` is with the page, the schedules, the automations."""
     os.environ["PREFECT__SERVER_FINAL"] = "1"
+    os.environ.update(IN_BATCHES)
     if not everything:
         os.environ.update(PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1")
         for service in UNHEARD:  # a scan's events are three quarters of what the database would hold

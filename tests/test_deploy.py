@@ -16,6 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 
+import flows.ask
 import flows.deployed
 from flows.deploy import AUTOMATION, CPU, GPU, NAME, QUEUES, Planned, Times, cron, deploy, plan, seconds
 from flows.serve.child import Child
@@ -111,17 +112,17 @@ def test_a_run_that_falls_silent_is_crashed(client: SyncPrefectClient) -> None:
 def test_scans_that_are_asked_for_already_are_not_asked_for_again(client: SyncPrefectClient) -> None:
     deploy(Times())
     jobs = [f"{i:012x}" for i in range(20)]
-    runs = flows.deployed._hand_out(jobs, "scheduled")
+    runs = flows.ask.hand_out(jobs, "scheduled")
     assert [run.parameters["jobs"] for run in runs] == [jobs[:8], jobs[8:16], jobs[16:]]
     assert {run.work_queue_name for run in runs} == {"scheduled"}
-    assert flows.deployed._hand_out(jobs, "scheduled") == []
-    (more,) = flows.deployed._hand_out([*jobs, "f" * 12], "backfill")
+    assert flows.ask.hand_out(jobs, "scheduled") == []
+    (more,) = flows.ask.hand_out([*jobs, "f" * 12], "backfill")
     assert (more.parameters["jobs"], more.work_queue_name) == (["f" * 12], "backfill")
-    assert flows.deployed._hand_out(jobs[:1], "urgent", again=True)[0].work_queue_name == "urgent"
-    assert flows.deployed._to_come(runs)
-    for run in flows.deployed._under_way(client):
+    assert flows.ask.hand_out(jobs[:1], "urgent", again=True)[0].work_queue_name == "urgent"
+    assert flows.ask.to_come(runs)
+    for run in flows.ask.under_way(client):
         client.delete_flow_run(run.id)
-    assert not flows.deployed._to_come(runs)
+    assert not flows.ask.to_come(runs)
 
 
 def test_a_scheduled_run_appears_and_is_executed(server: Child, site: Site) -> None:

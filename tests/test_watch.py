@@ -102,11 +102,11 @@ def test_a_board_shows_every_scan_at_work_and_the_whole(clock: SimpleNamespace) 
     board.expect(4)
     first, second = board.watch("sub-a", ["convert"]), board.watch("sub-b", ["convert"])
     second.began("convert", "reading")
-    clock.now += 30
+    clock.now += 20
     first.close()
     board.ended()
     said = {task.description: task.fields["left"] for task in board.bars.tasks}  # type: ignore[union-attr]
-    assert set(said) == {"sub-b  reading", "1 of 4 scans"} and said["1 of 4 scans"] == "about 90 s left"
+    assert set(said) == {"sub-b  reading", "1 of 4 scans"} and said["1 of 4 scans"] == "about 60 s left"
     board.close()
 
 

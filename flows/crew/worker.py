@@ -34,13 +34,14 @@ def main(handle: int, threads: int) -> None:
     tasks = _listen()
     voice = Voice(handle)
     _use(threads)
-    import flows.scan  # noqa: F401  takes seconds, before the first scan rather than with it
+    from flows.scan import without_heartbeat  # takes seconds, before the first scan rather than with it
 
     voice.say("ready")
     try:
-        while task := tasks.get():
-            voice.say("end", **_do(json.loads(task), voice))
-            _give_memory_back()
+        with without_heartbeat():
+            while task := tasks.get():
+                voice.say("end", **_do(json.loads(task), voice))
+                _give_memory_back()
     except KeyboardInterrupt:
         leave(130)
     leave(0)

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from flows.deploy import CPU, GPU
 from flows.engine import quiet
+from pipeline.card import LOCKS_VARIABLE
 from pipeline.errors import ChironError
 
 LAUNCHER = "CHIRON_WORKER"  # process id of the worker, for the runs that end with it
@@ -31,6 +33,7 @@ def work_for(pool: str, card: int | None = None) -> None:
     R007 where Prefect, at PREFECT_API_URL, does not know the pool or is lost for minutes.
     """
     quiet()
+    _keep_to_itself()
     os.environ[LAUNCHER] = str(os.getpid())
     if card is not None:
         os.environ[CARD_VARIABLE] = str(card)
@@ -46,6 +49,16 @@ def work_for(pool: str, card: int | None = None) -> None:
     except Exception as error:  # all that is raised here is Prefect's
         kind = type(error).__name__
         raise ChironError("R007", f"Prefect has no pool {pool!r}, or was lost ({kind})", "`chiron deploy`") from None
+
+
+def _keep_to_itself() -> None:
+    """A temporary folder of this user's own: Prefect makes one of a fixed name there. Cards' locks are everyone's."""
+    everyones = tempfile.gettempdir()
+    own = Path(everyones) / f"chiron-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.stat().st_uid == os.getuid():
+        os.environ.setdefault(LOCKS_VARIABLE, everyones)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(own)
 
 
 def _name(pool: str, card: int | None) -> str:

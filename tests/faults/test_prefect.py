@@ -17,7 +17,7 @@ from make_site import make_site, processes_of, serving, wait_until, with_stand_i
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 
-import flows.deployed
+import flows.ask
 import flows.engine
 from flows.claim import is_claimed
 from flows.cli import execute
@@ -114,7 +114,7 @@ def asked(site: Site, tmp_path: Path) -> Iterator[tuple[str, Child]]:
         worker = Child("worker gpu", ["flows.serve.worker", GPU], hanging)
         worker.start()
         try:
-            (run,) = flows.deployed._hand_out([scan.id], "scheduled")
+            (run,) = flows.ask.hand_out([scan.id], "scheduled")
             wait_until(lambda: stages(site.output)[-1:] == ["a unwrap"], 120)
             yield str(run.id), worker
         finally:
@@ -140,7 +140,7 @@ def test_78_a_worker_that_is_killed_takes_its_runs_along_and_frees_their_scans(
     assert read_manifests(site.output) == []
     wait_until(lambda: ended(run) is not None, SILENT_S + 60)
     assert ended(run) == StateType.CRASHED
-    assert flows.deployed._hand_out([scan.name], "scheduled") != []  # its scan is to be asked for again
+    assert flows.ask.hand_out([scan.name], "scheduled") != []  # its scan is to be asked for again
     worker.end(0)
     worker.environment = {**worker.environment, "CHIRON_TEST_HANG": "0"}
     worker.start()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from soak.many import FAULTS, copy, write_patterns
+from soak.processes import below
 
 from pipeline.ledger import read_manifests
 from pipeline.publish import verify
@@ -108,28 +109,12 @@ def _blows(parent: int, end: float) -> Iterator[list[str]]:
     while True:
         left = (end - time.monotonic()) / (60 * MINUTES)
         if marks and 1 - left >= marks[0][0]:
-            pids = _processes(parent, marks[0][1])
+            pids = below(parent, marks[0][1])
             if pids:
                 os.kill(pids[0], signal.SIGKILL)
                 yield [f"killed {marks.pop(0)[1]}"]
                 continue
         yield []
-
-
-def _processes(parent: int, words: str) -> list[int]:
-    """Those below `parent` whose command holds the words."""
-    found, todo = [], [parent]
-    while todo:
-        pid = todo.pop()
-        try:
-            tasks = Path(f"/proc/{pid}/task").iterdir()
-            todo += [int(child) for task in tasks for child in (task / "children").read_text().split()]
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if words in command:
-            found.append(pid)
-    return found
 
 
 def _enormous(paths: list[Path], into: Path) -> None:
