@@ -23,7 +23,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
-from flows.deploy import NAME
+from flows.pools import NAME
 
 CHUNK = 8  # scans of a run: an urgent one waits for no more than these
 PAGE = 200  # runs that Prefect names at once

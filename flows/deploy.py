@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.pools import CPU, GPU, NAME, POOLS, QUEUES
 from pipeline.errors import ChironError
 
 if TYPE_CHECKING:
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.events.schemas.automations import AutomationCore
 
-NAME = "chiron"  # of every deployment: `intake/chiron`
-CPU, GPU = "cpu", "gpu"
-QUEUES = ("urgent", "scheduled", "backfill")  # the first is served first
-POOLS = {
-    CPU: "Finding scans, planning, tidying: one worker is enough.",
-    GPU: "Reconstruction: one worker for each card, or one for a machine without a card.",
-}
 AUTOMATION = "chiron: runs that died"
 SILENT_S = 90.0  # three heartbeats
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")

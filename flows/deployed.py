@@ -23,7 +23,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import FlowRun
 
 from flows.ask import LOST, hand_out, to_come
-from flows.serve.worker import LAUNCHER
+from flows.pools import LAUNCHER
 from flows.site import OUTPUT_VARIABLE, Site
 from pipeline.errors import ChironError
 from pipeline.find import Export

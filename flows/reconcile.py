@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.claim import LOCK, NOW, claimed, is_claimed
-from flows.deploy import NAME as DEPLOYMENT
+from flows.pools import NAME as DEPLOYMENT
 from pipeline.errors import ChironError
 from pipeline.ledger import Record, records_of
 from pipeline.publish import recover_all

@@ -18,7 +18,8 @@ from prefect.client.schemas.objects import StateType
 
 import flows.ask
 import flows.deployed
-from flows.deploy import AUTOMATION, CPU, GPU, NAME, QUEUES, Planned, Times, cron, deploy, plan, seconds
+from flows.deploy import AUTOMATION, Planned, Times, cron, deploy, plan, seconds
+from flows.pools import CPU, GPU, NAME, QUEUES
 from flows.serve.child import Child
 from flows.site import Site
 from pipeline.errors import ChironError

@@ -17,8 +17,9 @@ import pytest
 from make_site import free_port, make_site, processes_of, wait_until
 
 from flows.cli import execute
-from flows.deploy import CPU, GPU, Times
+from flows.deploy import Times
 from flows.engine import QUIET
+from flows.pools import CPU, GPU
 from flows.serve import _alone, _workers, serve, served
 from flows.serve.child import Child
 from flows.serve.worker import _children

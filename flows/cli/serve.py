@@ -155,8 +155,8 @@ def worker(
 
     Example: PREFECT_API_URL=http://server:4200/api chiron worker /data/qsm --pool gpu --card 0
     """
-    from flows.deploy import POOLS
     from flows.engine import REMOTE_S, wait_for
+    from flows.pools import POOLS
     from flows.serve.worker import work_for
     from flows.site import INPUT_VARIABLE, OUTPUT_VARIABLE, Site
 

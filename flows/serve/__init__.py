@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from flows.deploy import CPU, GPU, Times, deploy
+from flows.deploy import Times, deploy
 from flows.engine import QUIET, STARTUP_S, leave, wait_for
+from flows.pools import CPU, GPU
 from flows.serve.child import Child
 from flows.site import OUTPUT_VARIABLE, Site
 from pipeline.errors import ChironError

@@ -16,12 +16,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from flows.deploy import CPU, GPU
 from flows.engine import quiet
+from flows.pools import CPU, GPU, LAUNCHER
 from pipeline.card import LOCKS_VARIABLE
 from pipeline.errors import ChironError
 
-LAUNCHER = "CHIRON_WORKER"  # process id of the worker, for the runs that end with it
 CARD_VARIABLE = "CUDA_VISIBLE_DEVICES"
 AT_ONCE = {CPU: 3, GPU: 1}  # a batch waits in the cpu pool for its scans, while others plan
 STOP_S = 15.0

@@ -21,7 +21,8 @@ import flows.ask
 import flows.engine
 from flows.claim import is_claimed
 from flows.cli import execute
-from flows.deploy import GPU, SILENT_S, Times, deploy
+from flows.deploy import SILENT_S, Times, deploy
+from flows.pools import GPU
 from flows.serve.child import Child
 from flows.site import Site
 from pipeline.publish import read_manifests, verify
