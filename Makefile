@@ -31,7 +31,7 @@ demo: setup
 	@find $(DEMO) -name '*_qsm.html' -exec echo "The report:" {} \;
 
 test: setup
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

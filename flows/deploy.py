@@ -32,7 +32,7 @@ class Times:
 
     intake_s: float = 300.0
     batch: str = ""
-    reconcile_s: float = 600.0
+    reconcile_s: float = 300.0
     prune: str = "30 3 * * *"
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SCRAP_S = 3600.0  # what was written aside and not renamed for so long is nobody's
 SCRAP = re.compile(r".*\.[0-9a-f]{16}")
 SILENT_S = 120.0  # heartbeats come every 30
+MUTE_S = 300.0  # of a run of `work` without any heartbeat, and without a scan that is held
 FLOWS = ("scan", "work", "batch", "intake", "reprocess", "reconcile", "prune")
 PAGE = 200  # runs that Prefect names at once
 
@@ -176,9 +177,10 @@ def _end(client: SyncPrefectClient, output: Path, flow: str, run: FlowRun, now: 
     if flow == "scan":
         with if_free(folders[0]) as free:  # held until the end is set: nobody begins with it meanwhile
             return _set(client, run, _outcome(output, folders, run)) if free else ""
-    if any(map(is_claimed, folders)) or not _silent(client, run, now, _all_done(output, folders, run)):
+    done = _all_done(output, folders, run)
+    if any(map(is_claimed, folders)) or not _silent(client, run, now, done, MUTE_S if flow == "work" else None):
         return ""
-    return _set(client, run, ("Completed", "") if _all_done(output, folders, run) else ("Crashed", "R008"))
+    return _set(client, run, ("Completed", "") if done else ("Crashed", "R008"))
 
 
 def _outcome(output: Path, folders: list[Path], run: FlowRun) -> tuple[str, str]:
@@ -204,15 +206,19 @@ def _records(output: Path, folder: Path, run: FlowRun) -> list[Record]:
     return outcomes_since(output, scan.label, scan.id, began.timestamp() if began else 0.0)
 
 
-def _silent(client: SyncPrefectClient, run: FlowRun, now: float, done: bool) -> bool:
+def _silent(client: SyncPrefectClient, run: FlowRun, now: float, done: bool, mute_s: float | None) -> bool:
     """Whether the run gives no sign of life: it should have begun long ago, or has stopped to send heartbeats.
 
-    A run that never sent one is taken for dead only where all its work is done: its heartbeats may not be kept.
+    A run may die before its first heartbeat: one that never sent any, while nobody holds a scan of it, is taken for
+    dead after `mute_s`; without that, only where all its work is done, as its heartbeats may not be kept.
     """
-    if run.state is None or now - run.state.timestamp.timestamp() < SILENT_S:
+    age = now - run.state.timestamp.timestamp() if run.state else 0.0
+    if run.state is None or age < SILENT_S:
         return False
     last = _last_beat(client, run)
-    return now - last >= SILENT_S if last else done or run.state.is_pending()
+    if last:
+        return now - last >= SILENT_S
+    return done or run.state.is_pending() or (mute_s is not None and age >= mute_s)
 
 
 def _last_beat(client: SyncPrefectClient, run: FlowRun) -> float:

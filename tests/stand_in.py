@@ -1,5 +1,8 @@
 """Stages that take no time in place of the true ones, for tests of what goes on around them.
 
+Variables make them take some: CHIRON_TEST_HANG seconds for unwrapping, CHIRON_TEST_CORES for reading, CHIRON_TEST_CARD
+for the field, which is then thought to be computed on a GPU.
+
 Run as a script, this file is the command `chiron`, or with the word `worker` one of its workers, with these stages.
 """
 
@@ -19,7 +22,9 @@ import flows.batch
 import flows.crew
 import flows.crew.process
 import flows.crew.worker
+import pipeline.card
 import pipeline.publish
+import pipeline.recipe
 import pipeline.recipe.stages
 from pipeline.errors import ChironError
 from pipeline.find import Export, Scan, SetAside
@@ -50,6 +55,7 @@ def scan_of(path: Path) -> Scan:
 
 def _convert(inputs: Inputs) -> Made:
     _note(inputs, "convert")
+    time.sleep(float(os.environ.get("CHIRON_TEST_CORES", 0)))
     facts = {"grid": Grid.simple(SHAPE, (1, 1, 1)).json(), "echo_times_s": [0.004, 0.008], "b0_tesla": 3.0}
     facts |= {"vendor": "Siemens", "content_digest": inputs.job.scan.content_digest(), "acquisition": {}}
     echoes = torch.ones(2, *SHAPE)
@@ -79,6 +85,7 @@ def _unwrap(inputs: Inputs) -> Made:
 
 
 def _field(inputs: Inputs) -> Made:
+    time.sleep(float(os.environ.get("CHIRON_TEST_CARD", 0)))
     ones = torch.ones(SHAPE)
     return Made({"total_ppm": ones, "sd_ppm": ones, "mask": ones.to(torch.uint8), "residual": ones})
 
@@ -104,6 +111,11 @@ def install(put: Callable[[Any, str, Any], None]) -> None:
     """Put the stages above in place of the true ones, and files in place of exports."""
     for stage in (_convert, _mask, _unwrap, _field, _background, _invert):
         put(pipeline.recipe.stages, stage.__name__.removeprefix("_"), stage)
+    if "CHIRON_TEST_CARD" in os.environ:
+        put(pipeline.recipe, "pick_device", lambda name: torch.device("cuda", 0))
+        put(pipeline.recipe, "forget_peak", lambda device: None)
+        put(pipeline.recipe, "peak_memory_bytes", lambda device: 0)
+        put(pipeline.card, "_name", lambda device: "test")
     put(flows.batch, "find", find)
     put(flows.crew, "Worker", hire)
     put(flows.crew.process, "COMMAND", [sys.executable, __file__, "worker"])

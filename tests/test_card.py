@@ -10,9 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import stand_in
 import torch
 
+import flows.crew
+import flows.crew.process
 import pipeline.card
+from flows.batch import Batch, run
+from flows.crew import Terms
 from pipeline.card import card
 from pipeline.errors import ChironError
 
@@ -72,3 +77,24 @@ def test_a_lock_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ChironError) as caught, card(GPU):
         pass
     assert caught.value.code == "R001"
+
+
+@pytest.mark.parametrize(("workers", "least", "most"), [(1, 0.2, 0.75), (2, 0.8, 1.01)])
+def test_a_card_does_not_idle_while_one_scan_computes_and_the_next_is_read(
+    workers: int, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stages that sleep: half a second on the cores, half a second on what is taken for a card."""
+    for name in ("CHIRON_TEST_CORES", "CHIRON_TEST_CARD"):
+        monkeypatch.setenv(name, "0.5")
+    stand_in.install(monkeypatch.setattr)
+    monkeypatch.setattr(flows.crew, "Worker", flows.crew.process.Worker)
+    (tmp_path / "in").mkdir()
+    stand_in.export(tmp_path / "in", **{f"n{i}": "" for i in range(8)})
+    ends: list[float] = []
+    batch = Batch(
+        tmp_path / "out", on_outcome=lambda outcome: ends.append(time.monotonic()), terms=Terms(workers, prefect=False)
+    )
+    run(batch, tmp_path / "in", stand_in.SETTINGS, stand_in.KEY)
+    assert [outcome.state for outcome in batch.outcomes] == ["published"] * 8
+    share = batch.card_s / 8 * 6 / (ends[-1] - ends[1])  # from when all workers are at it
+    assert least < share < most and f"{100 * batch.card_s / batch.wall_s:.0f} %" in " ".join(batch.remarks())

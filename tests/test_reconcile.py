@@ -19,7 +19,7 @@ from flows.claim import NOW, claimed
 from flows.cli import execute
 from flows.engine import orchestrator
 from flows.prune import DAY_S, prune_runs
-from flows.reconcile import SCRAP_S, SILENT_S, reconcile, reconcile_runs
+from flows.reconcile import MUTE_S, SCRAP_S, SILENT_S, reconcile, reconcile_runs
 from pipeline.errors import ChironError
 from pipeline.publish import publish
 from pipeline.recipe import Job
@@ -171,8 +171,9 @@ def test_a_record_of_before_is_no_end_of_this_run(server: Any, tmp_path: Path) -
     before = (datetime.now().astimezone() - timedelta(days=1)).isoformat(timespec="seconds")
     finished = json.loads(manifest.read_text())["scans"][0]["finished"]
     manifest.write_text(manifest.read_text().replace(finished, before))
-    run_of(server, "scan", {"job": job.scan.id, "label": job.scan.label}, deployed=False)
-    assert reconcile_runs(output) == ["scan: Crashed R008"]
+    run = run_of(server, "scan", {"job": job.scan.id, "label": job.scan.label}, deployed=False)
+    assert "scan: Crashed R008" in reconcile_runs(output)
+    assert state(server, run)[0] == "Crashed"
 
 
 def test_dead_runs_of_work_end_once_they_have_been_silent(
@@ -196,12 +197,16 @@ def test_dead_runs_of_work_end_once_they_have_been_silent(
     assert [state(server, run)[0] for run in (settled, unsettled, elsewhere)] == ["Completed", "Crashed", "Running"]
 
 
-def test_a_run_without_any_heartbeat_and_with_work_left_is_let_be(server: Any, tmp_path: Path) -> None:
+def test_a_run_that_died_before_its_first_heartbeat_frees_its_pool(server: Any, tmp_path: Path) -> None:
+    """As one does whose worker is killed while it starts: nothing else would ever end it, and none after it begin."""
     output = tmp_path / "out"
     job = known(output, "a", done=False)
     runs = [run_of(server, "work", {"jobs": [job.scan.id]}), run_of(server, "batch", {})]
-    assert reconcile_runs(output, time.time() + 10 * SILENT_S) == []
-    assert [state(server, run)[0] for run in runs] == ["Running", "Running"]
+    assert reconcile_runs(output, time.time() + MUTE_S / 2) == []
+    with claimed(job.folder):
+        assert reconcile_runs(output, time.time() + 10 * MUTE_S) == []
+    assert reconcile_runs(output, time.time() + MUTE_S + 5) == ["work: Crashed R008"]
+    assert [state(server, run)[0] for run in runs] == ["Crashed", "Running"]
 
 
 def test_a_prefect_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

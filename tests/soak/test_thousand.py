@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def test_a_thousand_scans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     command = [chiron, "run", str(tmp_path / "in"), str(tmp_path / "out"), *LIGHT, "--workers", "2", "--json"]
     started = time.monotonic()
     environment = {**os.environ, "CHIRON_KEY_FILE": str(tmp_path / "key")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     memory: list[tuple[int, int]] = []
     threading.Thread(target=_sample, args=[process, tmp_path / "out", memory], daemon=True).start()
     outcomes = json.loads(process.communicate(timeout=6 * 3600)[0])
@@ -71,6 +72,7 @@ def _sample(process: subprocess.Popen[Any], output: Path, memory: list[tuple[int
     while process.poll() is None:
         time.sleep(2)
         done = len(list(output.glob("sub-*")))
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-        if "VmRSS" in lines:
-            memory.append((done, int(lines["VmRSS"].split()[0]) * 1024))
+        with suppress(OSError):  # it has just ended
+            lines = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+            if "VmRSS" in lines:
+                memory.append((done, int(lines["VmRSS"].split()[0]) * 1024))
