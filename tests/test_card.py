@@ -79,13 +79,14 @@ def test_a_lock_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.code == "R001"
 
 
-@pytest.mark.parametrize(("workers", "least", "most"), [(1, 0.2, 0.75), (2, 0.8, 1.01)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "least", "most"), [(1, 0.3, 0.7), (2, 0.8, 1.01)])
 def test_a_card_does_not_idle_while_one_scan_computes_and_the_next_is_read(
     workers: int, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With stages that sleep: half a second on the cores, half a second on what is taken for a card."""
-    for name in ("CHIRON_TEST_CORES", "CHIRON_TEST_CARD"):
-        monkeypatch.setenv(name, "0.5")
+    """With stages that sleep: two seconds on the cores, three on what is taken for a card."""
+    monkeypatch.setenv("CHIRON_TEST_CORES", "2")
+    monkeypatch.setenv("CHIRON_TEST_CARD", "3")
     stand_in.install(monkeypatch.setattr)
     monkeypatch.setattr(flows.crew, "Worker", flows.crew.process.Worker)
     (tmp_path / "in").mkdir()
