@@ -33,7 +33,15 @@ def versions(output: Path, label: str) -> list[Record]:
     """Records of what stood published before for a scan, oldest first, each with the `folder` that it is kept in."""
     kept = [r for folder in _folders(output / KEPT / _flat(label), "*") for r in _located(output, folder)]
     now = [_bare(r) for r in records_of(output, label)]
-    return sorted((r for r in kept if r["label"] == label and _bare(r) not in now), key=lambda r: str(r["finished"]))
+    mine = [r for r in kept if r["label"] == label and _bare(r) not in now]
+    return sorted(mine, key=lambda r: (str(r["finished"]), _kept_at(output / r["folder"])))  # they tell seconds only
+
+
+def _kept_at(folder: Path) -> int:
+    try:
+        return (folder / NAME).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def session_of(label: str) -> str:
