@@ -53,11 +53,11 @@ class End:
 def terms_for(workers: int, cards: int, **more: Any) -> Terms:
     """Terms for this machine, all of whose cores are shared out.
 
-    `workers` 0 is two a card, so that one computes on it while the other reads and writes, or, without a card, one for
+    `workers` 0 is three a card, so that one computes on it while others read and write, or, without a card, one for
     every two cores.
     """
     cores = len(os.sched_getaffinity(0))
-    several = workers or (2 * cards or max(1, cores // 2))
+    several = workers or (3 * cards or max(1, cores // 2))
     return Terms(several, max(1, cores // several), cards, **more)
 
 
