@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import torch
 
-from flows.claim import is_claimed
+from flows.claim import claimed
 from flows.crew import Crew, Terms, terms_for
 from flows.engine import Watchdog, leave, orchestrator
-from flows.night import Page, summarise
+from flows.night import Page
 from flows.night import look as look_at
 from flows.night.standing import label_of
 from flows.night.summary import NAME as PAGE
@@ -28,6 +28,7 @@ from pipeline.find import Export, Scan, SetAside, find
 from pipeline.find.scan import reason
 from pipeline.invert import check_weights
 from pipeline.ledger import NEXT, records_of
+from pipeline.lock import if_free
 from pipeline.memory import check_room, fits
 from pipeline.publish import already_published, prepare, record_set_aside
 from pipeline.publish.dataset import private
@@ -84,7 +85,7 @@ class Batch:
 
     def finish(self) -> None:
         record_set_aside(self.output, self.aside)
-        summarise(self.output)
+        Page(self.output).renew()
 
     def remarks(self) -> list[str]:
         """What a person should know of the run as a whole."""
@@ -205,9 +206,12 @@ def apart(source: Path, output: Path) -> None:
 def _remember(job: Job) -> None:
     """Where the files of a published scan lie now, for whoever wants it done again."""
     with suppress(OSError, ValueError, KeyError):
-        if Job.load(job.folder).scan.files != job.scan.files and not is_claimed(job.folder):
-            job.save()
-            Job.take(job.folder)
+        if Job.load(job.folder).scan.files == job.scan.files:
+            return
+        with if_free(claimed(job.folder)) as free:
+            if free:
+                job.save()
+                Job.take(job.folder)
 
 
 def _withdraw(output: Path, jobs: list[Job]) -> None:

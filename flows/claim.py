@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import ChironError
+from pipeline.lock import still_at, try_lock
 
 LOCK, NOW = "lock", "now.json"  # of a scan: held by whoever works on it, who writes beside it what it is doing
 LOOKS = 3  # someone who only looks whether it is held has it for an instant
@@ -35,20 +34,15 @@ def is_claimed(folder: Path) -> bool:
     """Whether a process, here or on another machine, works on the scan now."""
     try:
         with (folder / LOCK).open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not try_lock(stream.fileno(), shared=True)
     except OSError:
         return False
-    return False
 
 
 def _locked(handle: int, path: Path) -> bool:
     """Whether the lock is ours; not where it is held, nor where its holder has just ended and tidied up."""
     for look in range(LOOKS):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino
-        except BlockingIOError:
-            time.sleep(0.01 if look < LOOKS - 1 else 0)
+        if try_lock(handle):
+            return still_at(handle, path)
+        time.sleep(0.01 if look < LOOKS - 1 else 0)
     return False

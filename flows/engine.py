@@ -5,7 +5,6 @@ Prefect reads its settings when it is imported, so nothing here imports it, and 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import socket
@@ -20,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import ChironError
+from pipeline.lock import try_lock
 
 STARTUP_S = 120.0  # the embedded server creates its database on the first start
 REMOTE_S = 30.0
@@ -170,12 +170,8 @@ def _alone(file: Path) -> Iterator[None]:
     """Hold an exclusive lock on `file`; R007 where another process holds it for too long."""
     deadline = time.monotonic() + STARTUP_S
     with file.open("a") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ChironError("R007", "another run's Prefect that does not start", "one that starts") from None
-                time.sleep(0.1)
+        while not try_lock(stream.fileno()):
+            if time.monotonic() > deadline:
+                raise ChironError("R007", "another run's Prefect that does not start", "one that starts")
+            time.sleep(0.1)
         yield

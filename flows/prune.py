@@ -8,17 +8,18 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from flows.claim import LOCK
-from flows.reconcile import if_free, last_work, our_runs, outcomes_since
+from flows.claim import LOCK, claimed
+from flows.reconcile import last_work, our_runs, outcomes_since
 from pipeline.errors import ChironError
 from pipeline.ledger import KEPT, NAME, NEXT, TAKEN, read_manifests
+from pipeline.lock import if_free
 from pipeline.publish.dataset import private
 from pipeline.publish.swap import locked
 from pipeline.recipe import Job
@@ -103,7 +104,7 @@ def prune_runs(keep_days: float, now: float | None = None, dry_run: bool = False
 def _versions(output: Path, before: float) -> Iterator[Path]:
     """Old versions that were kept before; and what an interrupted pruning left of one."""
     for session in sorted((output / KEPT).glob("*")):
-        with _unless_held(private(output) / "locks" / f"{session.name.split('_')[0]}.lock") as free:
+        with if_free(locked(private(output) / "locks" / f"{session.name.split('_')[0]}.lock", 0)) as free:
             for version in sorted(session.glob("*")) if free else ():
                 if version.stat().st_mtime < before or not (version / NAME).exists():
                     yield version
@@ -116,7 +117,7 @@ def _works(output: Path, before: float) -> Iterator[Path]:
     named = {str(record.get("scan")) for record in read_manifests(output)}
     for folder in sorted(path for path in (private(output) / "work").glob("*") if path.is_dir()):
         untouched = _touched(folder) < before  # asked before it is held, for that may touch it
-        with if_free(folder) as free:
+        with if_free(claimed(folder)) as free:
             if not free:
                 continue
             if untouched and folder.name not in named:
@@ -145,27 +146,13 @@ def _touched(folder: Path) -> float:
 def _locks(output: Path, before: float) -> Iterator[Path]:
     """Locks of publications; whoever waits for one that goes sees that it went."""
     for path in _older((private(output) / "locks").glob("*.lock"), before):
-        with _unless_held(path) as free:
+        with if_free(locked(path, 0)) as free:
             if free:
                 yield path
 
 
 def _older(paths: Iterable[Path], before: float) -> Iterator[Path]:
     return (path for path in sorted(paths) if path.is_file() and path.stat().st_mtime < before)
-
-
-@contextmanager
-def _unless_held(lock: Path) -> Iterator[bool]:
-    """Hold a lock of publications, without waiting; False where another process has it."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(lock, 0))
-        except ChironError as error:
-            if error.code != "R006":
-                raise
-            yield False
-        else:
-            yield True
 
 
 def _freed(path: Path) -> int:

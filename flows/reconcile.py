@@ -9,8 +9,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from flows.claim import LOCK, NOW, claimed, is_claimed
 from flows.pools import NAME as DEPLOYMENT
 from pipeline.errors import ChironError
 from pipeline.ledger import Record, records_of
+from pipeline.lock import if_free
 from pipeline.publish import recover_all
 from pipeline.publish.dataset import private
 from pipeline.recipe import Job
@@ -59,27 +59,13 @@ def reconcile(output: Path, now: float | None = None) -> Reconciled:
     try:
         cleared += _clear_scraps(private(output), time.time() if now is None else now)
         for folder in sorted(path.parent for path in (private(output) / "work").glob(f"*/{LOCK}")):
-            with if_free(folder) as free:
+            with if_free(claimed(folder)) as free:
                 if free and (label := _unfinished(output, folder)):
                     interrupted.append(label)
                 cleared += _clear(folder) if free else 0
     except OSError as error:
         raise disk_error(error) from None
     return Reconciled(tuple(recovered), cleared, tuple(sorted(interrupted)))
-
-
-@contextmanager
-def if_free(folder: Path) -> Iterator[bool]:
-    """Hold a scan for the length of a look at it; False where another process has it."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(claimed(folder))
-        except ChironError as error:
-            if error.code != "R006":
-                raise
-            yield False
-        else:
-            yield True
 
 
 def outcomes_since(output: Path, label: str, scan: str, since: float) -> list[Record]:
@@ -175,7 +161,7 @@ def _end(client: SyncPrefectClient, output: Path, flow: str, run: FlowRun, now: 
     if flow in ("scan", "work") and not folders:
         return ""
     if flow == "scan":
-        with if_free(folders[0]) as free:  # held until the end is set: nobody begins with it meanwhile
+        with if_free(claimed(folders[0])) as free:  # held until the end is set: nobody begins with it meanwhile
             return _set(client, run, _outcome(output, folders, run)) if free else ""
     done = _all_done(output, folders, run)
     if any(map(is_claimed, folders)) or not _silent(client, run, now, done, MUTE_S if flow == "work" else None):

@@ -5,7 +5,6 @@ One process computes on a card at a time; others read, unwrap on their cores and
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import IO
 import torch
 
 from pipeline.errors import ChironError
+from pipeline.lock import try_lock
 
 LOCKS_VARIABLE = "CHIRON_LOCKS"  # a folder that all who share a card see: containers have a /tmp of their own
 WAIT_S = 4 * 3600.0
@@ -40,7 +40,7 @@ def card(device: torch.device, wait_s: float = WAIT_S) -> Iterator[Held]:
         return
     started = time.monotonic()
     with _open(device) as handle:
-        while not _locked(handle.fileno()):
+        while not try_lock(handle.fileno()):
             if time.monotonic() - started > wait_s:
                 raise ChironError("R001", f"a GPU that others held for {wait_s:.0f} s", "one that becomes free")
             time.sleep(0.02)
@@ -69,14 +69,6 @@ def _name(device: torch.device) -> str:
     """What names the card itself, whatever number it has here."""
     found = torch.cuda.get_device_properties(device)
     return str(getattr(found, "uuid", device.index or 0))
-
-
-def _locked(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _let_go(device: torch.device) -> None:

@@ -40,7 +40,7 @@ MaxSeconds = Annotated[
         help="Time for the fit of dip, which then ends with its best map so far; 0 is no limit. Sets dip.seconds.",
     ),
 ]
-Workers = Annotated[int, typer.Option(min=0, help="Scans at once; 0 chooses by the machine's cores and GPUs.")]
+Workers = Annotated[int, typer.Option(min=0, help="Scans at once on a machine; 0 goes by its cores and GPUs.")]
 TimeLimit = Annotated[
     float, typer.Option(min=1.0, metavar="S", help="Seconds that one scan may take before it is stopped.")
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Config, Device, Input, Method, Output, Set
+from flows.cli.options import Config, Device, Input, Labels, Method, Output, Set, TimeLimit, Workers
 from pipeline.errors import ChironError
 
 if TYPE_CHECKING:
@@ -20,13 +20,10 @@ Every = Annotated[str, typer.Option(metavar="SPAN", help="How often to look for 
 At = Annotated[
     str, typer.Option(metavar="TIME", help="When to work on all that has no result: 02:00, or five fields of cron.")
 ]
-Workers = Annotated[int, typer.Option(min=0, help="Scans at once on a machine; 0 goes by its cores and cards.")]
 Key = Annotated[Path | None, typer.Option(help="Key of the pseudonyms; else this user's own.")]
-Labels = Annotated[Path | None, typer.Option(help="Table of patients and their labels, in place of pseudonyms.")]
 Quiet = Annotated[float, typer.Option(min=1, help="Seconds without a change after which a study is taken.")]
 Patience = Annotated[float, typer.Option(min=1, help="Seconds after which an incomplete study is set aside.")]
 Keep = Annotated[float, typer.Option(min=1, help="Days that old versions and Prefect's history are kept.")]
-TimeLimit = Annotated[float, typer.Option(min=1, help="Seconds that a scan may take.")]
 Webhook = Annotated[str, typer.Option(metavar="URL", help="Told counts and codes after each batch.")]
 MailTo = Annotated[str, typer.Option(metavar="ADDRESS", help="Told the same by mail.")]
 MailFrom = Annotated[str, typer.Option(metavar="ADDRESS", help="Whose mail that is.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import signal
@@ -21,6 +20,7 @@ from flows.pools import CPU, GPU
 from flows.serve.child import Child
 from flows.site import OUTPUT_VARIABLE, Site
 from pipeline.errors import ChironError
+from pipeline.lock import try_lock
 from pipeline.publish.dataset import prepare, private
 
 HOST = "127.0.0.1"
@@ -161,10 +161,8 @@ def _password(home: Path) -> str:
 def _alone(output: Path) -> Iterator[None]:
     """R006 where another process serves `output`."""
     with (private(output) / "serve.lock").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ChironError("R006", "this output folder is served already", "one `chiron serve`") from None
+        if not try_lock(stream.fileno()):
+            raise ChironError("R006", "this output folder is served already", "one `chiron serve`")
         yield
 
 

@@ -46,6 +46,22 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def coded_reading(damaged: str) -> Iterator[None]:
+    """Whatever goes wrong within leaves coded: F016, F015, or F003 where the file is `damaged`, in those words."""
+    try:
+        with quiet():
+            yield
+    except ChironError:
+        raise
+    except FileNotFoundError:
+        raise ChironError("F016", "a file that vanished while it was read") from None
+    except OSError as error:
+        raise ChironError("F015", f"a file that cannot be read ({error.strerror})") from None
+    except Exception as error:  # a damaged file can make the parser fail in any way
+        raise ChironError("F003", damaged, "a whole file") from error
+
+
 def read_header(path: Path, tags: list[Any]) -> tuple[Dataset, tuple[str, str]]:
     """The named elements of an MR image, and code and text of what is wrong with its pixels."""
     with path.open("rb") as stream:

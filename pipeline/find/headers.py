@@ -11,8 +11,7 @@ from typing import Any
 import pydicom
 from pydicom.dataset import Dataset
 
-from pipeline.errors import ChironError
-from pipeline.find.files import NO_FAULT, quiet, read_header
+from pipeline.find.files import NO_FAULT, coded_reading, read_header
 from pipeline.find.parts import derived, other_kind, part_of
 from pipeline.find.values import Lookup, element, frame_lookup, integer, number, numbers, text, vendor_of, words
 
@@ -76,18 +75,9 @@ class Image:
 
 def read_images(path: Path, ordinal: int) -> list[Image]:
     """All images of a file. ChironError F002, F003, F004, F012, F013, F015 or F016 where it holds none."""
-    try:
-        with quiet():
-            dataset, fault = read_header(path, _TAGS)
-            images = list(_images(dataset, ordinal))
-    except ChironError:
-        raise
-    except FileNotFoundError:
-        raise ChironError("F016", "a file that vanished while it was read") from None
-    except OSError as error:
-        raise ChironError("F015", f"a file that cannot be read ({error.strerror})") from None
-    except Exception as error:  # a damaged file can make the parser fail in any way
-        raise ChironError("F003", "a DICOM file that is damaged in its header", "a whole file") from error
+    with coded_reading("a DICOM file that is damaged in its header"):
+        dataset, fault = read_header(path, _TAGS)
+        images = list(_images(dataset, ordinal))
     return [replace(image, fault=fault) for image in images] if fault[0] else images
 
 

@@ -14,13 +14,14 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 
 from pipeline.errors import ChironError
-from pipeline.find.files import DEFLATED, inflated, quiet
+from pipeline.find.files import DEFLATED, coded_reading, inflated
 from pipeline.find.values import element, text
 
 _PATIENT, _STUDY = 0x00100020, 0x0020000D
 _FIRST_READ, _LONGEST_READ = 2**16, 2**24
 _GROUPS = (b"\x08\x00", b"\x02\x00", b"\x00\x08")  # that a file without preamble begins with
 _DIRECTORY = "1.2.840.10008.1.3.10"
+_CUT = "a file whose header cannot be read to its end"
 
 
 def study_of(path: Path) -> str:
@@ -29,18 +30,9 @@ def study_of(path: Path) -> str:
     F002 where the file is no DICOM object of a study, F003 where its header cannot be read, or not yet; F012, F015 and
     F016 as `find` has them.
     """
-    try:
-        with _opened(path) as stream, quiet():
-            dataset = _header(path, stream)
-            return text(element(dataset, "StudyInstanceUID")) or f"of patient {text(element(dataset, 'PatientID'))}"
-    except ChironError:
-        raise
-    except FileNotFoundError:
-        raise ChironError("F016", "a file that vanished while it was read") from None
-    except OSError as error:
-        raise ChironError("F015", f"a file that cannot be read ({error.strerror})") from None
-    except Exception as error:  # a damaged file can make the parser fail in any way
-        raise _cut() from error
+    with coded_reading(_CUT), _opened(path) as stream:
+        dataset = _header(path, stream)
+        return text(element(dataset, "StudyInstanceUID")) or f"of patient {text(element(dataset, 'PatientID'))}"
 
 
 @contextmanager
@@ -85,4 +77,4 @@ def _beginning(content: bytes) -> Dataset | None:
 
 
 def _cut() -> ChironError:
-    return ChironError("F003", "a file whose header cannot be read to its end", "a whole file")
+    return ChironError("F003", _CUT, "a whole file")

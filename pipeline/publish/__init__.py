@@ -19,6 +19,7 @@ from pipeline.find import SetAside
 from pipeline.find.scan import UNKNOWN
 from pipeline.invert import chosen_methods
 from pipeline.ledger import NAME, Record, read, read_manifests, records_of, session_of, version_folder, versions
+from pipeline.lock import if_free
 from pipeline.publish import manifest as ledger
 from pipeline.publish.dataset import cite, prepare, private
 from pipeline.publish.images import images
@@ -110,14 +111,10 @@ def recover_all(output: Path) -> list[str]:
     found = []
     for aside in sorted((private(output) / "publish").glob("*")):
         label, final, lock = _place(output, aside.name)
-        try:
-            with _coded(), locked(private(output) / "locks" / lock, 0):
+        with _coded(), if_free(locked(private(output) / "locks" / lock, 0)) as free:
+            if free:
                 recover(aside, final)
-        except ChironError as error:
-            if error.code != "R006":
-                raise
-        else:
-            found.append(label)
+                found.append(label)
     return found
 
 

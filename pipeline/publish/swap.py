@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ChironError
+from pipeline.lock import still_at, try_lock
 from pipeline.work import flush
 
 AT_FDCWD = -100  # "relative to the working directory" of the *at system calls
@@ -110,7 +110,7 @@ def locked(file: Path, wait_s: float = 120) -> Iterator[None]:
     deadline = time.monotonic() + wait_s
     while True:
         with file.open("a") as stream:
-            if _lock(stream.fileno()) and _is(file, stream.fileno()):
+            if try_lock(stream.fileno()) and still_at(stream.fileno(), file):
                 yield  # closing the file releases the lock, as does the end of the process
                 return
         if time.monotonic() > deadline:
@@ -161,19 +161,3 @@ def _exchange(a: Path, b: Path) -> bool:
 def _flush_folders(top: Path) -> None:
     for folder in [top, *(path for path in top.rglob("*") if path.is_dir())]:
         flush(folder)
-
-
-def _is(file: Path, handle: int) -> bool:
-    """Whether the open file still has its name: a lock that was pruned meanwhile keeps nobody out."""
-    try:
-        return file.stat().st_ino == os.fstat(handle).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
