@@ -95,13 +95,13 @@ def _dcm2niix() -> Check:
 
 
 def _weights() -> Check:
-    from models.dip import learned
+    from models import diffusion, dip
 
     try:
-        card = learned()[1]
+        cards = [learned()[1] for learned in (dip.learned, diffusion.learned)]
     except ValueError as error:
         return Check("network weights", "fail", str(error), "Install Chiron again.")
-    return Check("network weights", "ok", f"dip, {card['sha256'][:12]}")
+    return Check("network weights", "ok", "; ".join(f"{card['name']}, {card['sha256'][:12]}" for card in cards))
 
 
 def _key() -> Check:

@@ -14,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 import flows.batch
 import flows.cli
@@ -24,6 +25,7 @@ from flows.batch import Batch, Outcome
 from flows.cli import EXIT_CODES, app, execute
 from flows.crew import Terms
 from flows.doctor import Check
+from models import diffusion, weights
 from pipeline.errors import CATALOGUE, ChironError, Notice
 from pipeline.find import Export, Ignored, Scan, SetAside
 from pipeline.publish import prepare
@@ -195,8 +197,8 @@ def test_an_interrupt_ends_with_130(
         (["--phase-range", "0-4095"], {"phase.range": "0-4095"}),
         (["--phase-sign", "-"], {"phase.sign": "-"}),
         (["--mask", "/a folder/mask.nii.gz"], {"mask.file": "/a folder/mask.nii.gz"}),
-        (["--max-seconds", "90"], {"dip.seconds": 90.0}),
-        (["--set", "dip.seconds=5", "--max-seconds", "1.5"], {"dip.seconds": 1.5}),
+        (["--max-seconds", "90"], {"dip.seconds": 90.0, "diffusion.seconds": 90.0}),
+        (["--set", "dip.seconds=5", "--max-seconds", "1.5"], {"dip.seconds": 1.5, "diffusion.seconds": 1.5}),
     ],
 )
 def test_each_option_changes_its_setting_and_no_other(
@@ -334,6 +336,15 @@ def test_doctor_finds_this_machine_well_enough(tmp_path: Path, capsys: pytest.Ca
     assert execute(["doctor", str(tmp_path), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert all(text in said for text in ("Python", "torch", "dcm2niix", "key", "disk")) and "fail" not in said
+    assert re.search("network weights: dip, [0-9a-f]{12}; diffusion, [0-9a-f]{12}", said)
+
+
+def test_doctor_finds_weights_that_are_not_those_of_their_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights.store("diffusion", {"a": torch.ones(3)}, {}, tmp_path)
+    (tmp_path / "diffusion.safetensors").write_bytes(b"others")
+    monkeypatch.setattr(diffusion, "learned", lambda: weights.load("diffusion", tmp_path))
+    check = flows.doctor._weights()
+    assert check.level == "fail" and "diffusion.safetensors" in check.found
 
 
 def test_doctor_names_a_key_that_others_may_read_and_a_device_that_is_not_there(

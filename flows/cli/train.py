@@ -8,38 +8,68 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Device
+from flows.train.plan import Plan
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="dip: the weights that Deep Image Prior begins with.")],
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for examples, checkpoint, weights, card.")],
-    scans: Annotated[int, typer.Option(help="Simulated scans to learn from.", min=1, max=100000)] = 60,
-    minutes: Annotated[float, typer.Option(help="Time to train, after the scans are made.", min=0.01)] = 60,
+    method: Annotated[
+        str, typer.Argument(help="dip: the weights that Deep Image Prior begins with; diffusion: the diffusion prior.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for checkpoint, weights, card, pictures.")],
+    minutes: Annotated[
+        float, typer.Option(help="Time to train in all, that of runs before in this folder included.", min=0.01)
+    ] = Plan.minutes,
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of label maps (NIfTI, FreeSurfer's codes) for half of them."),
+        typer.Option(metavar="DIR", help="Folder of label maps (NIfTI, FreeSurfer's codes) for half of the heads."),
     ] = None,
-    first: Annotated[int, typer.Option(help="Number of the first scan; others make other scans.", min=0)] = 1000,
-    seed: Annotated[int, typer.Option(help="Of weights and crops.", min=0)] = 1,
-    rate: Annotated[float, typer.Option(help="Learning rate at its highest.", min=1e-7, max=1)] = 0.001,
-    device: Device = None,
+    seed: Annotated[int, typer.Option(help="Of weights and data.", min=0)] = Plan.seed,
+    rate: Annotated[float, typer.Option(help="Learning rate at its highest.", min=1e-7, max=1)] = Plan.rate,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu or cuda:N; for diffusion also several: cuda:0,cuda:1.")
+    ] = Plan.device,
+    scans: Annotated[
+        int | None, typer.Option(help=f"dip: simulated scans to learn from ({Plan.scans}).", min=1, max=100000)
+    ] = None,
+    first: Annotated[
+        int | None, typer.Option(help=f"dip: number of the first scan; others make others ({Plan.first}).", min=0)
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help=f"diffusion: small, or full for GPUs ({Plan.config}).", metavar="small|full")
+    ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="diffusion: a site's own maps (NIfTI, ppm, 0 outside the brain)."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="diffusion: processes that make maps (all cores but one).", min=1, max=1024)
+    ] = None,
 ) -> None:
     """Train a network on simulated heads of known susceptibility; no patient's data is used or needed.
 
-    Examples that are there already are kept, and training goes on from the checkpoint; a folder of another name begins
-    anew. A scan takes half a minute to two, a thousand steps four minutes, on two cores.
+    What is in the folder is kept, and training goes on from its checkpoint; a folder of another name begins anew.
 
     Example: chiron train dip weights --labels maps --scans 60 --minutes 60
+
+    Example: chiron train diffusion prior --labels maps --config full --device cuda:0,cuda:1 --minutes 720
     """
-    from flows.train import Plan, train_dip
+    from flows.train.methods import METHODS
     from pipeline.work import disk_error
 
-    if method != "dip":
-        raise typer.BadParameter(f"no training for {method!r}; there is dip")
-    plan = Plan(scans, minutes, first, seed, rate, labels, device or "auto")
+    if method not in METHODS:
+        raise typer.BadParameter(f"no training for {method!r}; there is {', '.join(METHODS)}")
+    own = {"scans": scans, "first": first, "config": config, "maps": maps, "workers": workers}
+    given = {name: value for name, value in own.items() if value is not None}
+    for name in given:
+        if name not in METHODS[method].options:
+            raise typer.BadParameter(f"--{name} is not for {method}")
+    plan = Plan(minutes, seed, rate, labels, device, **given)  # type: ignore[arg-type]
     try:
-        card = train_dip(folder, plan, lambda word: print(word, file=sys.stderr, flush=True))
+        card = METHODS[method].train(folder, plan, _say)
     except OSError as error:
         raise disk_error(error) from error
-    print(f"{folder / 'dip.safetensors'}: {card['steps']} steps")
+    print(f"{folder / (method + '.safetensors')}: {card['steps']} steps")
+
+
+def _say(word: str) -> None:
+    print(word, file=sys.stderr, flush=True)

@@ -15,9 +15,9 @@ from flows.grid.cells import Anatomy, Cell, simulate
 from flows.grid.score import as_far_as
 from flows.heads import field_noise, noisy, signal_noise
 from models.dip.features import Given
+from models.dip.training import Example, example
 from models.dipole import Dipole
 from models.gre import Simulation
-from models.train import Example, example
 from pipeline.errors import ChironError
 from pipeline.invert import PADDING
 from pipeline.settings import parse

@@ -60,9 +60,8 @@ def _splat(share: Tensor, canvas: Canvas, points: list[Tensor], radii: Tensor, e
                 at = [base[0] + i, base[1] + j, base[2] + k]
                 inside = (at[0] >= 0) & (at[0] < nx) & (at[1] >= 0) & (at[1] < ny) & (at[2] >= 0) & (at[2] < nz)
                 u, v, w = (a[inside] for a in at)
-                gap = torch.stack([a[n] - p[inside] for a, n, p in zip(axes, (u, v, w), points, strict=True)]).norm(
-                    dim=0
-                )
+                off = (a[n] - p[inside] for a, n, p in zip(axes, (u, v, w), points, strict=True))
+                gap = torch.as_tensor(sum(d.square() for d in off)).sqrt()
                 part = (0.5 - (gap - wide[inside]) / edge).clamp(0, 1) * strength[inside]
                 share.view(-1).scatter_reduce_(0, (u * ny + v) * nz + w, part, "amax")
 

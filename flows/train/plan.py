@@ -1,0 +1,25 @@
+"""What `chiron train` is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """For how long, how fast, from what and where; then what only some methods ask."""
+
+    minutes: float = 60.0
+    seed: int = 1
+    rate: float = 0.001
+    labels: Path | None = None
+    device: str = "auto"
+    scans: int = 60  # dip: simulated scans, whose numbers begin at `first`
+    first: int = 1000
+    config: str = "small"  # diffusion: how large the network and its batches are
+    maps: Path | None = None  # a site's own maps
+    workers: int = 0  # processes that make maps; 0: all cores but one
