@@ -47,23 +47,30 @@ def tube_share(canvas: Canvas, points: Points, radii: Tensor) -> Tensor:
 
 
 def _splat(share: Tensor, canvas: Canvas, points: list[Tensor], radii: Tensor, edge: float) -> None:
-    """Write the largest share into every voxel around every point."""
+    """Write the largest share into every voxel around every point, on a grid so wide that none of them lies outside."""
     wide = radii.clamp_min(0.5 * edge)
-    strength = (radii / wide) ** 2
     reach = [math.ceil((float(wide.max()) + 0.5 * edge) / v) for v in canvas.voxel_size_mm]
     axes = [a.reshape(-1) for a in canvas.axes]
     base = [((p - a[0]) / v).round().long() for p, a, v in zip(points, axes, canvas.voxel_size_mm, strict=True)]
-    nx, ny, nz = share.shape
-    for i in range(-reach[0], reach[0] + 1):
-        for j in range(-reach[1], reach[1] + 1):
-            for k in range(-reach[2], reach[2] + 1):
-                at = [base[0] + i, base[1] + j, base[2] + k]
-                inside = (at[0] >= 0) & (at[0] < nx) & (at[1] >= 0) & (at[1] < ny) & (at[2] >= 0) & (at[2] < nz)
-                u, v, w = (a[inside] for a in at)
-                off = (a[n] - p[inside] for a, n, p in zip(axes, (u, v, w), points, strict=True))
-                gap = torch.as_tensor(sum(d.square() for d in off)).sqrt()
-                part = (0.5 - (gap - wide[inside]) / edge).clamp(0, 1) * strength[inside]
-                share.view(-1).scatter_reduce_(0, (u * ny + v) * nz + w, part, "amax")
+    sizes = zip(base, reach, share.shape, strict=True)
+    near = torch.stack([(b >= -r) & (b < n + r) for b, r, n in sizes]).all(0)
+    wide, strength = wide[near], ((radii / wide) ** 2)[near]
+    larger = torch.zeros([n + 4 * r for n, r in zip(share.shape, reach, strict=True)], device=share.device)
+    at, squares = [], []
+    for a, p, b, r, v in zip(axes, points, base, reach, canvas.voxel_size_mm, strict=True):
+        beyond = v * torch.arange(1, 2 * r + 1, device=a.device)
+        a = torch.cat([a[0] - beyond.flip(0), a, a[-1] + beyond])
+        at.append(b[near] + 2 * r)
+        squares.append([(a[at[-1] + i] - p[near]).square() for i in range(-r, r + 1)])
+    _, ny, nz = larger.shape
+    first = (at[0] * ny + at[1]) * nz + at[2]
+    for i, x in enumerate(squares[0], -reach[0]):
+        for j, y in enumerate(squares[1], -reach[1]):
+            for k, z in enumerate(squares[2], -reach[2]):
+                part = (0.5 - ((x + y + z).sqrt() - wide) / edge).clamp(0, 1) * strength
+                larger.view(-1).scatter_reduce_(0, first + ((i * ny + j) * nz + k), part, "amax")
+    inner = tuple(slice(2 * r, 2 * r + n) for r, n in zip(reach, share.shape, strict=True))
+    torch.maximum(share, larger[inner], out=share)
 
 
 def _dense(path: Path, step_mm: float = 0.5) -> Path:
