@@ -100,6 +100,9 @@ CATALOGUE: dict[str, Fault] = {
     "M003": Fault(
         "network weights that are missing or not those of their card", "refuse", "Install Chiron again, or retrain.", 15
     ),
+    "M004": Fault(
+        "a scan unlike those that a network has learned from", "warn", "Compare with the classical map beside it."
+    ),
     "S001": Fault("the disk is full", "set aside", "Free space; the run continues where it stopped.", 14),
     "S002": Fault("an output folder that cannot be used", "refuse", "Choose another output folder.", 14),
     "S003": Fault("an input folder that cannot be read", "refuse", "Check the path and its rights.", 13),

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models import classical, dip
+from models import classical, diffusion, dip
 from models.dipole import Dipole
 from pipeline.errors import ChironError
-from pipeline.memory import first_that_fits, rungs
+from pipeline.learned import LEARNED, by_network, card_of
+from pipeline.quality.plausibility import data_consistency
+from pipeline.unlearned import unlearned
 from pipeline.volumes import Field, Susceptibility, bounding_box
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ PARAMS: dict[str, type] = {
     "medi": classical.MEDI,
     "tfi": classical.TFI,
     "dip": dip.DIP,
+    "diffusion": diffusion.Diffusion,
 }
 FROM_TOTAL = frozenset({"tfi"})  # these read the total field in its whole mask, all others the local field
 FROM_MAGNITUDE = frozenset({"medi"})  # these read the magnitude too
@@ -62,17 +65,8 @@ def chosen_methods(settings: Settings) -> tuple[str, ...]:
 
 def check_weights(settings: Settings) -> None:
     """M003 where a method of the run needs weights that are missing or not those of their card."""
-    if "dip" in chosen_methods(settings):
-        _weights_of(settings.dip)
-
-
-def _weights_of(params: dip.DIP) -> None:
-    if dip.resolved(params).network != "educated":
-        return
-    try:
-        dip.learned()
-    except ValueError as error:
-        raise ChironError("M003", str(error), "the weights that the card describes") from None
+    for method in dict.fromkeys([*chosen_methods(settings), *(["diffusion"] if max(settings.upsample) > 1 else [])]):
+        card_of(method, getattr(settings, method))
 
 
 def invert(
@@ -87,7 +81,8 @@ def invert(
 
     The field is cropped to its mask and padded; `params` is the method's parameter class (its defaults where None),
     `magnitude` (X, Y, Z) that of all echoes, which the methods of `FROM_MAGNITUDE` need. The facts hold the
-    parameters, the reference (mean and SD in the mask before it was subtracted) and what the method says of itself.
+    parameters, the reference (mean and SD in the mask before it was subtracted), what the method says of itself, and
+    where the scan is unlike what its network has learned from (`unlearned`).
     Raises P007 for an empty mask, X002 for a missing magnitude, M001 where a method leaves numbers that are not finite,
     R002 where memory does not suffice for a network even in tiles and on the CPU, M003 where its weights are not there.
     """
@@ -109,8 +104,8 @@ def invert(
     )
     facts: dict[str, Any] = {"parameters": asdict(params)}
     uncertainty = None
-    if method == "dip":
-        found, too_large = _fit_network(field, weight, dipole, params, progress)
+    if method in LEARNED:
+        found, too_large = by_network(method, field, weight, dipole, params, progress)
         chi, uncertainty = found.chi_ppm, found.uncertainty_ppm
         facts |= found.facts | ({"too_large": too_large} if too_large else {})
     else:
@@ -119,29 +114,11 @@ def invert(
     if not bool(torch.isfinite(chi).all()):
         raise ChironError("M001", f"{method} left values that are not finite", "a finite map")
     chi, facts["reference"] = reference(chi, mask)
+    if card := card_of(method, params):
+        misfit = data_consistency(chi, field, given.sd_ppm[box], mask, dipole)
+        facts |= unlearned(card, given.grid.voxel_size_mm, chi, mask, misfit)
     doubt = None if uncertainty is None else _whole(uncertainty, given, box)
     return Susceptibility(_whole(chi, given, box), given.mask, given.grid, method, facts, doubt)
-
-
-def _fit_network(
-    field: Tensor, weight: Tensor, dipole: Dipole, params: dip.DIP, progress: Progress
-) -> tuple[dip.Found, list[str]]:
-    """The network's map, on less memory where it has to be; and what was too large."""
-
-    def work(device: torch.device, tile: int) -> dip.Found:
-        found = dip.reconstruct(
-            field.to(device), weight.to(device), dipole.to(device), replace(params, tile=tile), progress
-        )
-        doubt = found.uncertainty_ppm
-        return replace(
-            found,
-            chi_ppm=found.chi_ppm.to(field.device),
-            uncertainty_ppm=None if doubt is None else doubt.to(field.device),
-        )
-
-    _weights_of(params)
-    tiled = dip.resolved(params).network == "educated"
-    return first_that_fits(work, rungs(field.shape, field.device, params.tile, tiled))
 
 
 def _whole(cropped: Tensor, given: Field, box: tuple[slice, slice, slice]) -> Tensor:

@@ -5,7 +5,7 @@ And before any of it: a scan's headers -> whether this machine has room for it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -13,12 +13,11 @@ from typing import TypeVar
 
 import torch
 
-from models.dip.generator import BYTES_PER_VOXEL, MARGIN
+from models import diffusion
+from models.diffusion.patches import LEAST
 from pipeline.errors import ChironError
 from pipeline.find.scan import Scan
 
-TILES = (0, 160, 80)  # edges tried, in voxels; 0 is the whole volume at once
-WHOLE_BYTES_PER_VOXEL = 250  # of the volume itself: field, maps, their transforms
 # Peaks of whole scans on the CPU (0.5 to 4.9 million voxels, 1 and 5 echoes): 710 to 1430 MB, of which 700 MB before
 # the first voxel, then 20 bytes a voxel and echo and 80 a voxel. These are 12 to 35 % above each of them.
 SCAN_BYTES = 750 << 20
@@ -56,19 +55,23 @@ def _file_cache() -> int:
     return int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
 
 
-def scan_bytes(scan: Scan) -> int:
+def scan_bytes(scan: Scan, upsample: Sequence[float] = (1, 1, 1)) -> int:
     """An upper estimate of what a process takes that reconstructs the scan; without its voxels, what it takes at least.
 
-    Deep Image Prior, which chooses its tiles by the memory there is, is counted with the smallest.
+    Deep Image Prior, which chooses its tiles by the memory there is, is counted with the smallest; so is the diffusion
+    prior on voxels `upsample` times finer.
     """
+    if scan.shape and max(upsample) > 1:
+        finer = [round(n * factor) for n, factor in zip(scan.shape, upsample, strict=True)]
+        return scan_bytes(scan) + diffusion.needed_bytes(finer, diffusion.Diffusion(patch=LEAST))
     per_voxel = SCAN_BYTES_PER_VOXEL + SCAN_BYTES_PER_VOXEL_AND_ECHO * len(scan.echo_times_s)
     return SCAN_BYTES + (prod(scan.shape) * per_voxel if scan.shape else 0)
 
 
-def check_room(scan: Scan, workers: int = 1) -> None:
+def check_room(scan: Scan, workers: int = 1, upsample: Sequence[float] = (1, 1, 1)) -> None:
     """R004 where this machine has no room for the scan in each of `workers` processes at once."""
     room = (1 - KEPT_FREE) * free_memory_bytes(torch.device("cpu")) / max(1, workers)
-    needed = scan_bytes(scan)
+    needed = scan_bytes(scan, upsample)
     if needed > room:
         matrix = " x ".join(map(str, scan.shape)) or "unknown size"
         among = f" for each of {workers} workers" if workers > 1 else ""
@@ -76,10 +79,10 @@ def check_room(scan: Scan, workers: int = 1) -> None:
         raise ChironError("R004", found, f"no more than {_gigabytes(room)}{among}")
 
 
-def fits(scans: Sequence[Scan]) -> int:
+def fits(scans: Sequence[Scan], upsample: Sequence[float] = (1, 1, 1)) -> int:
     """How many of the scans this machine has room for at once, whichever they are; at least one."""
     room = (1 - KEPT_FREE) * free_memory_bytes(torch.device("cpu"))
-    together = accumulate(sorted(map(scan_bytes, scans), reverse=True))
+    together = accumulate(sorted((scan_bytes(scan, upsample) for scan in scans), reverse=True))
     return max(1, sum(needed <= room for needed in together))
 
 
@@ -87,21 +90,15 @@ def _gigabytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def needed_bytes(shape: Sequence[int], tile: int) -> int:
-    """An upper estimate of what fitting the educated network takes, on the whole volume or in tiles of that edge."""
-    at_once = prod(min(n, tile + 2 * MARGIN) if tile else n for n in shape)
-    return at_once * BYTES_PER_VOXEL + prod(shape) * WHOLE_BYTES_PER_VOXEL
+def rungs(tiles: Mapping[int, int], device: torch.device) -> Iterator[Rung]:
+    """Device and tile to try in turn: on each device every edge of `tiles` whose bytes, an upper estimate, are there.
 
-
-def rungs(shape: Sequence[int], device: torch.device, asked_tile: int, tiled: bool) -> Iterator[Rung]:
-    """Device and tile to try in turn: on each device the whole, then tiles, as far as the estimate says that they fit.
-
-    The smallest on each device is always tried: the estimate may be too high.
+    The last on each device is always tried: the estimate may be too high.
     """
-    tiles = (asked_tile,) if asked_tile else TILES if tiled else (0,)
     for where in dict.fromkeys((device, torch.device("cpu"))):
         free = (1 - KEPT_FREE) * free_memory_bytes(where)
-        yield from ((where, tile) for tile in tiles if tile == tiles[-1] or needed_bytes(shape, tile) <= free)
+        last = list(tiles)[-1]
+        yield from ((where, tile) for tile, needed in tiles.items() if tile == last or needed <= free)
 
 
 def first_that_fits(work: Callable[[torch.device, int], T], tries: Iterator[Rung]) -> tuple[T, list[str]]:

@@ -13,6 +13,7 @@ from test_classical import B0, SD, SIZE, phantom
 
 from models import dip, weights
 from models.classical import TKD
+from models.diffusion import Diffusion
 from models.dip import DIP
 from pipeline.errors import ChironError
 from pipeline.invert import (
@@ -28,7 +29,10 @@ from pipeline.invert import (
 from pipeline.settings import load
 from pipeline.volumes import Field, Grid, Susceptibility, bounding_box
 
-QUICK = {"dip": DIP(network="untrained", input="noise", channels=(4, 8), inputs=2, iterations=3, precision="float32")}
+QUICK = {
+    "dip": DIP(network="untrained", input="noise", channels=(4, 8), inputs=2, iterations=3, precision="float32"),
+    "diffusion": Diffusion(steps=2, samples=1, precision="float32"),
+}
 
 
 def local(before: tuple[int, int, int] = (3, 3, 3), after: tuple[int, int, int] = (3, 3, 3)) -> Field:
@@ -62,7 +66,7 @@ def test_every_method_gives_a_referenced_map(method: str) -> None:
     assert found.facts["reference"]["sd_ppm"] == pytest.approx(float(found.ppm[field.mask].std()), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", [m for m in PARAMS if m != "dip"])
+@pytest.mark.parametrize("method", [m for m in PARAMS if m not in QUICK])
 def test_the_place_of_the_mask_in_the_volume_does_not_matter(method: str) -> None:
     here, there = local(), local((8, 2, 5), (3, 9, 11))
     torch.testing.assert_close(
@@ -129,6 +133,7 @@ def test_the_published_method_comes_first_and_the_classical_one_is_always_there(
     assert chosen(device="cpu") == (classical,) and chosen(device="cuda:1") == ("dip", classical)
     assert chosen(method="classical") == chosen(method=classical) == (classical,)
     assert chosen(method="tkd", device="cpu") == ("tkd", classical)
+    assert chosen(method="diffusion") == ("diffusion", classical)
     assert chosen(method="dip", also=("rts", "classical", "rts"), device="cpu") == ("dip", "rts", classical)
     assert set(chosen(method="rts", also=tuple(PARAMS))) == set(PARAMS)
 

@@ -9,16 +9,18 @@ import pytest
 import torch
 from test_classical import phantom
 
-from models import dip
+from models import diffusion, dip
+from models.diffusion import Diffusion
 from pipeline import invert as inversion
 from pipeline import memory
 from pipeline.errors import ChironError
 from pipeline.find.scan import Scan
-from pipeline.memory import check_room, first_that_fits, fits, free_memory_bytes, needed_bytes, rungs, scan_bytes
+from pipeline.learned import LEARNED, PATCHES, TILES
+from pipeline.memory import check_room, first_that_fits, fits, free_memory_bytes, rungs, scan_bytes
 from pipeline.volumes import Field, Grid
 
 CPU = torch.device("cpu")
-LARGE = (400, 400, 400)
+NEEDED = {0: 900, 160: 500, 80: 200}
 
 
 def field() -> Field:
@@ -30,45 +32,56 @@ def field() -> Field:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let fits of the given tiles run out of memory; returns the tiles that were tried."""
+    """Let a network's work in the given tiles run out of memory; returns the tiles that were tried."""
 
-    def prepare(error: Exception, *large: int) -> list[int]:
-        real, tried = dip.reconstruct, []
+    def prepare(error: Exception, *large: int, model: Any = dip, edge: str = "tile") -> list[int]:
+        real, tried = model.reconstruct, []
 
-        def reconstruct(f: Any, w: Any, d: Any, params: dip.DIP, progress: Any) -> dip.Found:
-            tried.append(params.tile)
-            if params.tile in large:
+        def reconstruct(f: Any, w: Any, d: Any, params: Any, progress: Any) -> dip.Found:
+            tried.append(getattr(params, edge))
+            if tried[-1] in large:
                 raise error
             return real(f, w, d, params, progress)
 
-        monkeypatch.setattr(dip, "reconstruct", reconstruct)
+        monkeypatch.setattr(model, "reconstruct", reconstruct)
         return tried
 
     return prepare
 
 
-def test_what_fits_is_tried_whole_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(rungs((40, 40, 40), CPU, 0, True)) == [(CPU, tile) for tile in memory.TILES]
-    assert list(rungs((40, 40, 40), CPU, 0, False)) == [(CPU, 0)]
-    assert list(rungs((40, 40, 40), CPU, 96, True)) == [(CPU, 96)]
+def test_what_fits_is_tried_in_its_order_and_what_cannot_fit_only_as_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, tried in ((1 << 50, [0, 160, 80]), (600, [160, 80]), (1, [80])):
+        monkeypatch.setattr(memory, "free_memory_bytes", lambda device, free=free: free)
+        assert list(rungs(NEEDED, CPU)) == [(CPU, tile) for tile in tried]
 
 
-def test_what_cannot_fit_is_not_tried_but_for_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: needed_bytes(LARGE, 160) * 1.2)
-    assert [tile for _, tile in rungs(LARGE, CPU, 0, True)] == [160, 80]
-    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 1)
-    assert [tile for _, tile in rungs(LARGE, CPU, 0, True)] == [80]
-
-
-def test_tiles_need_less_the_smaller_they_are() -> None:
-    whole, large, small = (needed_bytes(LARGE, tile) for tile in memory.TILES)
-    assert whole > large > small > 0
+@pytest.mark.parametrize(
+    ("method", "params", "edges"),
+    [
+        ("dip", dip.DIP(), TILES),
+        ("dip", dip.DIP(tile=96), (96,)),
+        ("dip", dip.DIP(network="untrained"), (0,)),
+        ("diffusion", Diffusion(patch=0), (0, *PATCHES)),
+        ("diffusion", Diffusion(patch=128, overlap=48), (128, *PATCHES)),
+        ("diffusion", Diffusion(patch=64, sampler="dps"), (64, 48)),
+        ("diffusion", Diffusion(patch=48, overlap=20), (48,)),
+    ],
+)
+def test_smaller_tiles_are_tried_that_need_less_and_are_allowed(
+    method: str, params: Any, edges: tuple[int, ...]
+) -> None:
+    learned = LEARNED[method]
+    assert learned.tiles(params) == edges
+    in_tiles = [learned.in_tiles(params, edge) for edge in edges]  # the parameters' own checks are passed
+    assert in_tiles[0] == params
+    needed = [learned.needed_bytes((400, 400, 400), own) for own in in_tiles]
+    assert needed == sorted(set(needed), reverse=True) and needed[-1] > 0
 
 
 def test_a_card_comes_before_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 1 << 50)
     card = torch.device("cuda", 0)
-    assert [device.type for device, _ in rungs(LARGE, card, 0, True)] == ["cuda"] * 3 + ["cpu"] * 3
+    assert [device.type for device, _ in rungs(NEEDED, card)] == ["cuda"] * 3 + ["cpu"] * 3
 
 
 @pytest.mark.parametrize(
@@ -89,8 +102,21 @@ def test_a_fit_that_runs_out_of_memory_is_done_in_tiles_and_says_so(failing: Any
     torch.testing.assert_close(tiled.ppm, whole.ppm, rtol=0, atol=1e-5)
 
 
+def test_the_diffusion_prior_takes_smaller_patches_and_says_so(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 1 << 50)
+    params = Diffusion(steps=2, samples=1, patch=0, overlap=30, precision="float32")
+    whole = inversion.invert(field(), "diffusion", params)
+    tried = failing(MemoryError(), 0, 96, model=diffusion, edge="patch")
+    small = inversion.invert(field(), "diffusion", params)
+    assert tried == [0, 96, 48] and small.facts["too_large"] == ["the whole on cpu", "tiles of 96 on cpu"]
+    torch.testing.assert_close(small.ppm, whole.ppm, rtol=0, atol=1e-6)  # of one patch
+    failing(MemoryError(), 0, 96, 48, model=diffusion, edge="patch")
+    with pytest.raises(ChironError, match=r"R002.*tiles of 48 on cpu"):
+        inversion.invert(field(), "diffusion", params)
+
+
 def test_where_nothing_fits_the_error_names_what_was_tried(failing: Any) -> None:
-    failing(MemoryError(), *memory.TILES)
+    failing(MemoryError(), *TILES)
     with pytest.raises(ChironError) as caught:
         inversion.invert(field(), "dip", dip.DIP(iterations=1))
     assert caught.value.code == "R002" and "tiles of 80 on cpu" in caught.value.found

@@ -468,6 +468,30 @@ def test_every_metric_against_a_truth_stands_with_the_accuracy(tmp_path: Path) -
     assert titles == ["Accuracy against the truth"]
 
 
+def test_a_sampled_map_is_shown_with_its_samples_evaluations_misfit_and_papers(tmp_path: Path) -> None:
+    methods = {"diffusion": {"data_consistency": 1.04, "unlearned_share": 0.0123}, "tv": {"data_consistency": 0.9}}
+    work = scan(tmp_path, made=("diffusion", "tv"), methods=methods)
+    runs = [{"seed": seed, "misfit": [9.0, 2.0, 1.1]} for seed in (3, 4)]
+    facts = {"sampler": "diffpir", "samples": 2, "network_evaluations": 6, "runs": runs}
+    spread = torch.full(SHAPE, 0.01)
+    write(work, "invert-diffusion", {"chi_ppm": 0.1 * spread, "uncertainty_ppm": spread}, method="diffusion", **facts)
+    settings = parse({"method": "diffusion"})
+    page = write_report(work, "sub-1", settings)
+    assert "the mean of 2 samples by diffpir, 6 evaluations of the network." in page and "Time was over" not in page
+    assert "outside the consensus" in page and "The total variation map is shown beside it." in page
+    assert "Uncertainty of χ, diffusion prior" in page and "Beyond what was learned" in page and "1.23" in page
+    assert "<td>Seeds of diffusion prior</td><td>3, 4</td>" in page and "<td>1.04</td>" in page
+    (curve,) = [c for c in curves(look(work, settings)) if c.title.startswith("diffusion prior: ")]
+    assert "misfit" in curve.title and [name for _, name in curve.legend] == ["run 1", "run 2"]
+    for sampler, key in (("diffpir", "zhu2023"), ("dds", "chung2024"), ("dps", "chung2023")):
+        of_it = {"xiong2024", "song2021", key}
+        done = {"invert-diffusion": {"sampler": sampler}}
+        planned = parse({"method": "diffusion", "diffusion": {"sampler": sampler}})
+        for keys in ({c.key for c in citations(done)}, {c.key for c in citations(planned)}):
+            assert keys & {"xiong2024", "song2021", "zhu2023", "chung2023", "chung2024"} == of_it
+    assert not {"zhu2023", "xiong2024"} & {c.key for c in citations(parse({"method": "tv"}))}
+
+
 def test_changed_settings_are_marked_and_no_path_is_shown(tmp_path: Path) -> None:
     settings = parse({"method": "rts", "tkd": {"threshold": 0.25}, "mask": {"file": "/data/Doe_Jane/mask.nii"}})
     page = write_report(scan(tmp_path), "sub-1", settings)

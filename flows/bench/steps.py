@@ -11,6 +11,8 @@ import torch
 
 from flows.bench.case import SNR, Case
 from flows.heads import signal_noise
+from models.diffusion import Diffusion, Walk, of_field
+from models.diffusion.process import SCALE_PPM
 from models.dip import DIP
 from models.dip.features import Given, educated
 from models.dip.fitting import Fitting
@@ -54,6 +56,8 @@ def steps() -> dict[str, Step]:
         **{f"invert-{name}": Step(partial(_invert, name), False) for name in CLASSICAL},
         "invert-dip": Step(partial(_invert, "dip"), False),
         "dip-step": Step(_dip_step, False),
+        "invert-diffusion": Step(partial(_invert, "diffusion"), False),
+        "diffusion-step": Step(_diffusion_step, False),
         "r2star": Step(_r2star, True),
         "swi": Step(_swi, True),
         "default-path": Step(_default_path, True),
@@ -93,15 +97,32 @@ def _invert(method: str, case: Case) -> Ready:
 
 def _dip_step(case: Case) -> Ready:
     """One step of the network's fit, forth and back; the classical maps that it sees are there."""
+    given = _given(case)
+    start = given.classical("tv")
+    fitting = Fitting(given, start, educated(given, start), DIP())
+    return Ready(fitting.z, lambda: fitting.step(start))
+
+
+def _diffusion_step(case: Case) -> Ready:
+    """One evaluation of the prior, by all patches, and the proximal step to the field that follows it."""
+    given, params = _given(case), Diffusion()
+    measured = of_field(given.field, given.weight, given.dipole)
+    walk, start, sigma = Walk(params, measured.inside), given.classical("tv") / SCALE_PPM, params.first_ppm / SCALE_PPM
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            return measured.nearest(walk(start, sigma), 1 + 1 / sigma**2, params.iterations)
+
+    return Ready(start, run)
+
+
+def _given(case: Case) -> Given:
     local = case.field("local")
     box = bounding_box(local.mask)
     inside = local.mask[box]
     dipole = Dipole(inside.shape, local.grid.voxel_size_mm, local.grid.b0_dir, padding=PADDING, device=local.ppm.device)
     weight = torch.where(inside, 1 / local.sd_ppm[box].clamp_min(1e-6), 0)
-    given = Given(torch.where(inside, local.ppm[box], 0), weight, dipole)
-    start = given.classical("tv")
-    fitting = Fitting(given, start, educated(given, start), DIP())
-    return Ready(fitting.z, lambda: fitting.step(start))
+    return Given(torch.where(inside, local.ppm[box], 0), weight, dipole)
 
 
 def _r2star(case: Case) -> Ready:

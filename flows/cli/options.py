@@ -22,7 +22,8 @@ Output = Annotated[
     typer.Argument(metavar="OUTPUT", help="Folder of the results, a BIDS derivatives dataset.", show_default=False),
 ]
 Method = Annotated[
-    str | None, typer.Option(help="Reconstruction to publish: auto, classical, tkd, tikhonov, rts, tv or dip.")
+    str | None,
+    typer.Option(help="Reconstruction to publish: auto, classical, tkd, rts, tv, nltv, medi, tfi, dip or diffusion."),
 ]
 Also = Annotated[
     list[str] | None, typer.Option(metavar="METHOD,...", help="Further methods to publish beside it; may be repeated.")
@@ -37,7 +38,8 @@ MaxSeconds = Annotated[
     typer.Option(
         "--max-seconds",
         metavar="N",
-        help="Time for the fit of dip, which then ends with its best map so far; 0 is no limit. Sets dip.seconds.",
+        help="Time for dip or diffusion, which then end with their best map so far; 0 is no limit. "
+        "Sets dip.seconds and diffusion.seconds.",
     ),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Scans at once on a machine; 0 goes by its cores and GPUs.")]
@@ -57,6 +59,6 @@ def time_budget(seconds: str | None) -> list[str]:
     if seconds is None:
         return []
     try:
-        return [f"dip.seconds={float(seconds)}"]
+        return [f"{method}.seconds={float(seconds)}" for method in ("dip", "diffusion")]
     except ValueError:
         raise ChironError("X001", f"a time of {seconds!r} in --max-seconds", "seconds, 0 for no limit") from None

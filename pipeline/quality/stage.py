@@ -90,7 +90,8 @@ def measure(done: Mapping[str, Result], primary: str, classical: str, truth: Pat
     methods = _methods(done, classical, grid, mask, true, scored)
     acquisition = _acquisition(done, grid, mask)
     published = _published(methods, primary, classical)
-    verdict, notices = judge({**acquisition, **methods[published]}), []
+    verdict = _with_doubts(judge({**acquisition, **methods[published]}), done[f"invert-{published}"])
+    notices = []
     if published != primary:
         notices = [
             Notice("M001", f"The map of {primary} holds nothing; that of {published} was published in its place.")
@@ -105,6 +106,15 @@ def measure(done: Mapping[str, Result], primary: str, classical: str, truth: Pat
         "truth": true is not None,
     }
     return Made({} if true is None else {"truth_ppm": true.float()}, facts=facts, notices=notices)
+
+
+def _with_doubts(verdict: dict[str, Any], published: Result) -> dict[str, Any]:
+    """At best "check" where the scan is unlike what the network has learned from; misfits are judged by the numbers."""
+    found = (published.facts.get("unlearned") or {}).items()
+    told = [text for what, text in found if what != "misfit"]
+    doubts = [f"The network has not learned from the like of this scan: {text}." for text in told]
+    level = "check" if doubts and verdict["level"] == "usable" else verdict["level"]
+    return {"level": level, "reasons": [*verdict["reasons"], *doubts]}
 
 
 def brain_beside(truth: Path) -> Path | None:
@@ -159,6 +169,7 @@ def _methods(
         }
         if (inversion := done[f"invert-{name}"]).has("uncertainty_ppm"):
             found["uncertainty_ppm"] = float(inversion.array("uncertainty_ppm", mask.device)[mask].median())
+        found |= {key: inversion.facts[key] for key in ("unlearned_share",) if key in inversion.facts}
         if classical in maps and name != classical:
             found["classical_correlation"] = accuracy.pearson(chi, maps[classical], mask)
             found["classical_difference_ppm"] = float((chi - maps[classical])[mask].double().square().mean().sqrt())

@@ -74,6 +74,9 @@ PLAUSIBILITY = {
     ),
     "rim_energy": Meaning("Rim energy", better="lower", says="Spread of χ at the rim over that inside."),
     "beyond_share": Meaning("Beyond ±0.5 ppm", "%", 100, "lower", "Share of voxels; only calcium and blood are."),
+    "unlearned_share": Meaning(
+        "Beyond what was learned", "%", 100, says="Share of voxels with values that the network has never seen."
+    ),
     "uncertainty_ppm": Meaning(
         "Uncertainty of χ", "ppm", says="Median of the standard deviation that the method gives to its own map."
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.invert import chosen_methods
-from pipeline.settings import Settings
+from pipeline.settings import Settings, finer
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,22 @@ _INVERTED = {
     "medi": "morphology enabled dipole inversion, solved by ADMM",
     "tfi": "inversion of the total field in one step",
     "dip": "Deep Image Prior, a network with weights learned on simulated heads unless stated",
-    "diffusion": "posterior sampling with a diffusion prior",
+    "diffusion": "posterior sampling with a diffusion prior, a network learned on simulated heads",
     "cyclegan": "a physics-informed cycle-consistent network",
 }
 _BESIDE = {
     "arlo": "R2* was fitted to the magnitudes by ARLO.",
     "loglinear": "R2* was fitted to the logarithm of the magnitudes, weighted by their noise, its floor taken off.",
+    "SR-DipInv": "A further map on finer voxels was sampled by a diffusion prior that the same field guided.",
     "swi": "Susceptibility-weighted images were made of magnitudes and local field in the manner of CLEAR-SWI.",
 }
-_NAMED = (("mask", "source"), ("field", "method"), ("r2star", "method"))  # facts that name what was done
+_NAMED = (
+    ("mask", "source"),
+    ("field", "method"),
+    ("r2star", "method"),
+    ("invert-diffusion", "sampler"),
+    *(("upsample", fact) for fact in ("method", "sampler", "task")),
+)  # what was done
 
 
 def citations(used: Settings | Mapping[str, Mapping[str, Any]]) -> list[Citation]:
@@ -113,6 +120,8 @@ def _planned(settings: Settings) -> set[str]:
     steps = {settings.unwrap.method, "offset", settings.fit.method, settings.background.method}
     steps |= {*chosen_methods(settings), settings.r2star.method, "swi"}
     steps |= set() if settings.mask.file else {settings.mask.method}
+    steps |= {"diffusion"} if finer(settings) else set()
+    steps |= {settings.diffusion.sampler} if "diffusion" in steps else set()
     steps |= {"two_pass"} if settings.mask.two_pass else set()
     return steps | ({"csf"} if settings.reference.region == "csf" else set())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.errors import ChironError
 from pipeline.report.checklist import Item
@@ -60,6 +61,7 @@ def _unmade(found: Found) -> tuple[str, ...]:
 KINDS = {
     "educated": "a network that learned on simulated heads and is fitted only to a scan that it does not explain",
     "untrained": "an untrained network fitted to this scan alone",
+    "diffusion": "a generative network that learned on simulated heads, sampled as the measured field guides it",
 }
 
 
@@ -67,12 +69,22 @@ def _remarks(found: Found) -> tuple[str, ...]:
     if found.primary not in NETWORKS:
         return ()
     facts = found.facts(f"invert-{found.primary}")
-    kind = KINDS.get(facts.get("network", ""), "a trained network")
+    kind = KINDS.get(facts.get("network") or found.primary, "a trained network")
     beside = f" The {name_of(found.classical)} map is shown beside it." if found.classical else ""
     ending = facts.get("stop_reason")
-    how = f" Here: {ending}." if facts.get("network") == "educated" and ending else ""
-    made = f"The published map was made by {name_of(found.primary)}, {kind}.{how}"
+    how = f" Here: {ending}." if facts.get("network") == "educated" and ending else _sampled(facts)
+    name = ("the " if found.primary == "diffusion" else "") + name_of(found.primary)
+    made = f"The published map was made by {name}, {kind}.{how}"
     return (f"{made} Such methods are outside the consensus of 2024.{beside}",)
+
+
+def _sampled(facts: Mapping[str, Any]) -> str:
+    """How much sampling there was, if there was any."""
+    if not facts.get("sampler"):
+        return ""
+    samples, ended = facts.get("samples"), " Time was over before all were done." if facts.get("out_of_time") else ""
+    of = f"the mean of {samples} samples" if samples != 1 else "one sample"
+    return f" Here: {of} by {facts['sampler']}, {facts.get('network_evaluations')} evaluations of the network.{ended}"
 
 
 def _consensus(items: list[Item]) -> tuple[str, ...]:

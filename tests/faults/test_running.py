@@ -1,4 +1,4 @@
-"""Rows 20 and 68 to 73 of the faults: too little memory, no GPU, a hung job, a map that diverges, false weights."""
+"""Rows 20, 68 to 73 and 79 of the faults: memory, no GPU, a hung job, a map that diverges, false or foreign weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from stand_in import KEY, SENTINEL, SETTINGS, export
 from flows.batch import Batch, plan, run
 from flows.crew import Crew, Terms
 from flows.demo import simulate
-from models import dip, weights
+from models import diffusion, dip, weights
+from models.found import Found
 from pipeline import invert as inversion
 from pipeline import memory
 from pipeline.device import pick_device
@@ -173,6 +174,34 @@ def _diverge(how: str, field: Any, *_: Any) -> dip.Found:
     if how == "raises":
         raise ChironError("M001", "a loss that is not finite", "a fit")
     return dip.Found(torch.full_like(field, torch.nan if how == "not finite" else 0.0), {})
+
+
+def test_79_what_a_network_has_not_learned_from_is_told_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scan,) = find(simulate(tmp_path, "siemens", 6.0, 1).export, KEY).scans
+    job = Job(scan, load(method="diffusion", device="cpu"), tmp_path / "work")
+    monkeypatch.setattr(diffusion, "reconstruct", lambda field, *_: Found(field, {"sampler": "dps"}))
+    reasons, anat = {}, None
+    for low in (6.0, 0.6):
+        card = {"voxel_mm": [low - 0.01, low + 0.01], "limit_ppm": 9.0, "sha256": "0" * 64}
+        monkeypatch.setattr(diffusion, "learned", lambda card=card: ({}, card))
+        shutil.rmtree(job.folder / "invert-diffusion", ignore_errors=True)
+        reconstruct(job)
+        done = publish(job, tmp_path / "out")
+        anat = done.folder / "anat" / done.label
+        verdict = json.loads(anat.with_name(f"{done.label}_qc.json").read_text())["verdict"]
+        told = [
+            w for w in read_manifests(tmp_path / "out")[0]["warnings"] if w["code"] == "M004" and "voxels" in w["text"]
+        ]
+        reasons[low] = [reason for reason in verdict["reasons"] if "voxels of 6 x 6 x 6 mm" in reason]
+        assert len(told) == len(reasons[low]) and ("<code>M004</code>" in done.report.read_text()) >= bool(told)
+    assert len(reasons[0.6]) == 1 and not reasons[6.0] and verdict["level"] != "usable"
+    assert (
+        reasons[0.6][0] in done.report.read_text()
+        and anat
+        and anat.with_name(f"{done.label}_desc-tv_Chimap.json").exists()
+    )
 
 
 def flip(file: Path) -> None:

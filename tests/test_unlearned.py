@@ -1,0 +1,69 @@
+"""What a network has not learned from: voxels, extent, values, misfit, by its card and by no other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from models import diffusion
+from models.diffusion import Diffusion
+from pipeline.invert import invert
+from pipeline.unlearned import unlearned
+
+CARD = {"voxel_mm": [0.6, 2.5], "thickest_mm": 3.5, "limit_ppm": 0.4, "patch": 48, "sha256": "0" * 64}
+MASK = torch.zeros((60, 60, 60), dtype=torch.bool)
+MASK[5:55, 4:56, 6:54] = True
+
+
+def said(size: tuple[float, ...] = (1, 1, 1), misfit: float = 1.0, high: int = 0, card: Any = CARD) -> dict[str, str]:
+    chi = torch.zeros(MASK.shape)
+    chi[20, 20, :high] = -1.0
+    chi[0] = 9.0  # outside
+    found = unlearned(card, size, chi, MASK, misfit)
+    json.dumps(found)
+    assert found["unlearned_share"] == pytest.approx(max(0, high - 6) / int(MASK.sum()))
+    return found["unlearned"]  # type: ignore[no-any-return]
+
+
+def test_a_scan_like_those_learned_from_is_passed() -> None:
+    for size in ((0.6, 0.6, 0.6), (2.5, 2.5, 2.5), (1, 1, 3.5), (1, 2, 1.5), (2.5004, 1, 0.5996)):
+        assert said(size) == {}
+    for misfit in (0.3, 1, 3):
+        assert said(misfit=misfit) == {}
+
+
+@pytest.mark.parametrize("size", [(0.5, 0.5, 0.5), (1, 0.5, 1), (3, 3, 3), (1, 1, 4), (1, 2.6, 2.6), (0.5, 0.5, 2)])
+def test_other_voxels_are_told(size: tuple[float, ...]) -> None:
+    found = said(size)
+    assert list(found) == ["voxels"] and f"{size[1]:.3g} x {size[2]:.3g} mm" in found["voxels"]
+    assert "0.6 to 2.5 mm" in found["voxels"] and "3.5 mm" in found["voxels"]
+
+
+def test_a_thin_mask_values_and_misfits_are_told() -> None:
+    found = unlearned(CARD, (1, 1, 1), torch.zeros(60, 60, 60), MASK & (torch.arange(60) < 40), 1.0)
+    assert list(found["unlearned"]) == ["extent"] and "50 x 52 x 34 voxels" in found["unlearned"]["extent"]
+    assert said(high=26) == {} and list(said(high=36)) == ["values"]
+    assert "0.02% of the mask are beyond 0.4 ppm" in said(high=36)["values"]
+    for misfit in (0.29, 3.01, float("nan")):
+        assert list(said(misfit=misfit)) == ["misfit"]
+
+
+def test_a_card_that_says_nothing_is_believed_to_cover_all_and_one_that_says_little_no_more_than_that() -> None:
+    assert unlearned({"name": "dip"}, (9, 9, 9), torch.zeros(60, 60, 60), MASK, 50.0) == {}
+    assert said((9, 9, 9), card={"patch": 48, "limit_ppm": 0.4}) == {}
+    assert said((0.7, 0.7, 3), card={"voxel_mm": [0.6, 2.5], "limit_ppm": 0.4}).keys() == {"voxels"}
+
+
+def test_inversion_tells_it_of_any_learned_method_with_such_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_invert import local
+
+    tensors, card = diffusion.learned()
+    monkeypatch.setattr(diffusion, "learned", lambda: (tensors, {**card, **CARD}))
+    field = local()
+    params = Diffusion(steps=2, samples=1, precision="float32")
+    found = invert(field, "diffusion", params).facts
+    assert "extent" in found["unlearned"] and "voxels" not in found["unlearned"] and found["unlearned_share"] < 0.1
+    assert "unlearned" not in invert(field, "tkd").facts
