@@ -20,11 +20,11 @@ MASK[5:55, 4:56, 6:54] = True
 
 def said(size: tuple[float, ...] = (1, 1, 1), misfit: float = 1.0, high: int = 0, card: Any = CARD) -> dict[str, str]:
     chi = torch.zeros(MASK.shape)
-    chi[20, 20, :high] = -1.0
+    chi[20, 20:24, :high] = -1.0
     chi[0] = 9.0  # outside
     found = unlearned(card, size, chi, MASK, misfit)
     json.dumps(found)
-    assert found["unlearned_share"] == pytest.approx(max(0, high - 6) / int(MASK.sum()))
+    assert found["unlearned_share"] == pytest.approx(4 * max(0, high - 6) / int(MASK.sum()))
     return found["unlearned"]  # type: ignore[no-any-return]
 
 
@@ -45,8 +45,8 @@ def test_other_voxels_are_told(size: tuple[float, ...]) -> None:
 def test_a_thin_mask_values_and_misfits_are_told() -> None:
     found = unlearned(CARD, (1, 1, 1), torch.zeros(60, 60, 60), MASK & (torch.arange(60) < 40), 1.0)
     assert list(found["unlearned"]) == ["extent"] and "50 x 52 x 34 voxels" in found["unlearned"]["extent"]
-    assert said(high=26) == {} and list(said(high=36)) == ["values"]
-    assert "0.02% of the mask are beyond 0.4 ppm" in said(high=36)["values"]
+    assert said(high=20) == {} and list(said(high=26)) == ["values"]
+    assert "0.06% of the mask are beyond 0.4 ppm" in said(high=26)["values"]
     for misfit in (0.29, 3.01, float("nan")):
         assert list(said(misfit=misfit)) == ["misfit"]
 
