@@ -56,6 +56,8 @@ def train_diffusion(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     config = CONFIGS[plan.config]
     where = devices(plan.device)
     for sources in _sources(plan):
+        if count := len(sources.labels) + len(sources.own):
+            say(f"reading {count} files")
         sources.check()
     folder.mkdir(parents=True, exist_ok=True)
     if len(where) == 1:
