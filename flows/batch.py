@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -160,7 +161,7 @@ def plan(batch: Batch, export: Export, settings: Settings, truth: Path | None = 
                 _remember(job)
                 batch.add(_in_ledger(batch.output, scan, "already published"))
                 continue
-            check_room(scan)
+            check_room(scan, upsample=settings.upsample)
             job.save()
             todo.append(job)
         except ChironError as error:
@@ -224,7 +225,8 @@ def _withdraw(output: Path, jobs: list[Job]) -> None:
 
 def _at_once(terms: Terms, jobs: list[Job]) -> int:
     """How many scans: as the terms say, where there is memory for the largest of them."""
-    return min(terms.workers, fits([job.scan for job in jobs]))
+    finest = max((job.settings.upsample for job in jobs), key=prod)
+    return min(terms.workers, fits([job.scan for job in jobs], finest))
 
 
 def _watch(batch: Batch, job: Job) -> Watcher:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flows.step import noise_level
 from models.dipole import Dipole
 from pipeline.errors import ChironError
+from pipeline.noise import noise_level
 from pipeline.quality import data_consistency, evaluate, streak_index
 from pipeline.volumes import Grid, bounding_box
 

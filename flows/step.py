@@ -2,7 +2,8 @@
 
 The files and units are those of QSM-CI: `phase.nii.gz` (x, y, z, echo; radians), `magnitude.nii.gz`, `mask.nii.gz`,
 `totalfield.nii.gz`, `localfield.nii.gz`, `chimap.nii.gz` (ppm), and `params.json` with TE (s), B0 (T), B0_dir (voxel
-axes) and voxel_size (mm). Beyond that contract, phase and magnitude may be of single coils (x, y, z, echo, coil).
+axes) and voxel_size (mm). Beyond that contract, phase and magnitude may be of single coils (x, y, z, echo, coil), and
+what has another shape than the inputs lies on finer voxels over the same field of view.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from pipeline.errors import ChironError
 from pipeline.field import total_field
 from pipeline.invert import FROM_MAGNITUDE, FROM_TOTAL, chosen_methods, invert
 from pipeline.mask import make_mask
+from pipeline.noise import noise_level
 from pipeline.recipe.job import Progress
 from pipeline.settings import Settings
+from pipeline.superres import finer_affine, invert_finer, refine
 from pipeline.unwrap import unwrap
-from pipeline.volumes import Echoes, Field, Grid
+from pipeline.volumes import Echoes, Field, Grid, Susceptibility
 from pipeline.work import disk_error
-
-SMALLEST_NOISE_PPM = 1e-4  # of a field that is free of noise: no scanner measures better
 
 
 def run_step(
@@ -104,7 +105,7 @@ class Artefacts:
     @cached_property
     def image(self) -> Any:
         """The volume that gives the grid: the first there is."""
-        names = ("mask", "phase", "totalfield", "localfield", "magnitude")
+        names = ("mask", "phase", "totalfield", "localfield", "magnitude", "chimap")
         return _load(self.folder, next((name for name in names if self.has(name)), "mask"))
 
     @cached_property
@@ -182,12 +183,26 @@ def _end_to_end(found: Artefacts, settings: Settings) -> dict[str, Tensor]:
     return {"chimap": _chi(_read_field(_total(found, settings)[0], settings), found, settings)}
 
 
+def _super_resolution(found: Artefacts, settings: Settings) -> dict[str, Tensor]:
+    """Of a map or, where there is none, of the local field."""
+    how = (settings.upsample, settings.diffusion, found.progress)
+    if not found.has("chimap") and not found.has("localfield"):
+        raise ChironError("X002", "no chimap.nii.gz and no localfield.nii.gz", "one of them")
+    if found.has("chimap"):
+        chi, mask = _as_given(found, "chimap")
+        finer = refine(Susceptibility(chi, mask, found.grid, "given", {}), *how)
+    else:
+        finer = invert_finer(_given_field(found, "localfield"), *how)
+    return {"chimap": finer.ppm, "mask": finer.mask}
+
+
 STAGES: dict[str, Callable[[Artefacts, Settings], dict[str, Tensor]]] = {
     "field-mapping": _field_mapping,
     "bfr": _bfr,
     "dipole": _dipole,
     "bfr+dipole": _bfr_dipole,
     "end-to-end": _end_to_end,
+    "super-resolution": _super_resolution,
 }
 
 
@@ -217,10 +232,16 @@ def _chi(field: Field, found: Artefacts, settings: Settings) -> Tensor:
 
 
 def _given_field(found: Artefacts, name: str) -> Field:
-    """A field that comes without its noise. Exact zeros in the mask are a rim that an earlier step removed: no data."""
+    """A field that comes without its noise."""
+    ppm, mask = _as_given(found, name)
+    return Field(ppm, _noise(ppm, mask, found), mask, found.grid)
+
+
+def _as_given(found: Artefacts, name: str) -> tuple[Tensor, Tensor]:
+    """A volume and its mask. Exact zeros in the mask are a rim that an earlier step removed: no data."""
     ppm = found.volume(name).squeeze()
     mask = found.mask() & (ppm != 0)
-    return Field(ppm * mask, _noise(ppm, mask, found), mask, found.grid)
+    return ppm * mask, mask
 
 
 def _noise(ppm: Tensor, mask: Tensor, found: Artefacts) -> Tensor:
@@ -238,18 +259,6 @@ def _noise(ppm: Tensor, mask: Tensor, found: Artefacts) -> Tensor:
     signal = (echoes * torch.tensor(times, device=ppm.device)[:, None, None, None]).square().sum(0).sqrt()
     typical = signal[mask].median()
     return flat * typical / signal.clamp(min=0.05 * float(typical))
-
-
-def noise_level(ppm: Tensor, mask: Tensor) -> float:
-    """Standard deviation of a field's noise in ppm, from its finest detail (Donoho and Johnstone 1994,
-    doi 10.1093/biomet/81.3.425).
-    """
-    detail, whole = ppm, mask
-    for axis in range(3):
-        detail = (detail.diff(dim=axis)) / 2**0.5
-        whole = whole.narrow(axis, 1, whole.shape[axis] - 1) & whole.narrow(axis, 0, whole.shape[axis] - 1)
-    level = float(detail[whole].abs().median()) / 0.6745 if bool(whole.any()) else 0.0
-    return max(level, SMALLEST_NOISE_PPM)
 
 
 def _by_echo(volume: Tensor) -> Tensor:
@@ -280,7 +289,8 @@ def _json(file: Path) -> dict[str, Any]:
 def _write(path: Path, volume: Tensor, found: Artefacts) -> None:
     """Aside, then renamed: a full disk leaves nothing at the final name."""
     kind = np.uint8 if volume.dtype == torch.bool else np.float32
-    image = nib.Nifti1Image(volume.cpu().numpy().astype(kind), found.image.affine)
+    affine = finer_affine(found.image.affine, found.grid.shape, volume.shape)
+    image = nib.Nifti1Image(volume.cpu().numpy().astype(kind), affine)
     aside = path.with_name(f".{path.name}")
     aside.write_bytes(_gzipped(image))
     aside.replace(path)

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.classical import MEDI, NLTV, RTS, TFI, TKD, TV, Tikhonov
+from models.diffusion import Diffusion
 from models.dip import DIP
 from models.params import check_ranges
 from pipeline.background import LBV, PDF, RESHARP, VSHARP, Background
@@ -25,7 +26,10 @@ from pipeline.swi import SWI
 from pipeline.unwrap import Unwrap
 from pipeline.water import Reference
 
-Method = Literal["auto", "classical", "tkd", "tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip"]
+Method = Literal["auto", "classical", "tkd", "tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip", "diffusion"]
+
+
+FINEST = 4.0  # times: beyond that, next to all of a map would be guessed
 
 
 class Settings(BaseModel):
@@ -37,6 +41,11 @@ class Settings(BaseModel):
     also: tuple[Method, ...] = Field((), description="further methods to run and publish beside it")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:N")
     keep_work: bool = Field(False, description="keep the stages' files after publication")
+    upsample: tuple[float, float, float] = Field(
+        (1.0, 1.0, 1.0),
+        description="a further map by the diffusion prior on voxels so many times finer along each axis, 1 to 4; one "
+        "number counts for all axes, 1 makes none",
+    )
 
     acquisition: Acquisition = Acquisition()
     phase: Phase = Phase()
@@ -59,6 +68,23 @@ class Settings(BaseModel):
     medi: MEDI = MEDI()
     tfi: TFI = TFI()
     dip: DIP = DIP()
+    diffusion: Diffusion = Diffusion()
+
+    @field_validator("upsample", mode="before")
+    @classmethod
+    def _of_all_axes(cls, value: Any) -> Any:
+        """One number counts for all axes; words as `2,2,1` are read too."""
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",")]
+            value = value[0] if len(value) == 1 else value
+        return value if isinstance(value, list | tuple) else (value,) * 3
+
+    @field_validator("upsample")
+    @classmethod
+    def _neither_coarser_nor_too_fine(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not all(1 <= factor <= FINEST for factor in value):
+            raise ValueError(f"each factor from 1 to {FINEST:g}")
+        return value
 
     @model_validator(mode="after")
     def _ranges(self) -> Settings:
@@ -68,6 +94,11 @@ class Settings(BaseModel):
             except ValueError as error:
                 raise ValueError(f"{section}.{error}") from None
         return self
+
+
+def finer(settings: Settings) -> bool:
+    """Whether a map on finer voxels is asked for."""
+    return max(settings.upsample) > 1
 
 
 def sections() -> dict[str, type]:

@@ -78,6 +78,7 @@ def test_every_section_of_the_settings_is_read_by_a_stage() -> None:
         "method": "tkd",
         "also": ("tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip"),
         "device": "cpu",
+        "upsample": 2,
     }
     each = [load(**inversions, background={"method": method}) for method in BACKGROUND]
     read = {name for settings in each for stage in recipe(settings) for name in stage.reads}

@@ -259,5 +259,5 @@ def test_artefacts_that_do_not_fit_are_refused(
 
 def test_a_stage_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ChironError) as caught:
-        run_step("super-resolution", tmp_path, tmp_path / "out", TKD)
+        run_step("super-duper", tmp_path, tmp_path / "out", TKD)
     assert caught.value.fault.exit == 2 and all(stage in caught.value.expected for stage in STAGES)

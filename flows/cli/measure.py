@@ -18,7 +18,10 @@ Page = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Wri
 
 def step(
     stage: Annotated[
-        str, typer.Argument(help="field-mapping, bfr, dipole, bfr+dipole or end-to-end.", show_default=False)
+        str,
+        typer.Argument(
+            help="field-mapping, bfr, dipole, bfr+dipole, end-to-end or super-resolution.", show_default=False
+        ),
     ],
     input: Annotated[
         Path, typer.Argument(metavar="IN", help="Folder of the artefacts that the stage reads.", show_default=False)
@@ -35,7 +38,11 @@ def step(
     chimap.nii.gz (ppm) and params.json with TE (s), B0 (T), B0_dir and voxel_size (mm). field-mapping also writes the
     mask where none is given.
 
+    super-resolution makes a finer map of chimap.nii.gz or, where there is none, of localfield.nii.gz, and its mask.
+
     Example: chiron step dipole in out --method tkd --set tkd.threshold=0.2
+
+    Example: chiron step super-resolution in out --set upsample=2,2,1
 
     Example: chiron step dipole in out --method dip --max-seconds 60
     """
@@ -137,7 +144,10 @@ def grid(
     method: Annotated[
         list[str] | None, typer.Option(metavar="METHOD,...", help="Only these; learned ones too. Else all classical.")
     ] = None,
-    part: Annotated[list[str] | None, typer.Option(help="dipole or whole; else both.")] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART,...", help="dipole, whole or super-resolution; else the first two."),
+    ] = None,
     seeds: Annotated[
         str, typer.Option(metavar="N,...", help="A head of each cell for each; others make others.")
     ] = "1",
@@ -157,13 +167,14 @@ def grid(
 
     A cell is a voxel size, noise, field strength and direction, and lesion. Part `dipole` inverts the true local field,
     part `whole` goes the whole way from the echoes and also scores mask, unwrapping and fields. Rows are said on stderr
-    as they are done; a cell takes one to three minutes on two cores.
+    as they are done; a cell takes one to three minutes on two cores. Part `super-resolution` compares the diffusion
+    prior with interpolation on the finer voxels that cells of large ones are simulated of; --method is not for it.
 
     Example: chiron grid --quick --method tv --set tv.strength=20
 
     Example: chiron grid --method tv,dip --labels maps --seeds 1,2 --json scores.json
     """
-    from flows.grid import CELLS, PARTS, QUICK
+    from flows.grid import CELLS, PARTS, QUICK, USUAL
     from flows.grid import grid as scored
     from flows.grid.cells import label_maps
     from flows.grid.page import page
@@ -173,7 +184,7 @@ def grid(
 
     chosen = _named(cells, CELLS, "cell") or list(QUICK if quick else CELLS)
     methods = _named(method, PARAMS, "method") or list(CLASSICAL)
-    parts = _named(part, PARTS, "part") or PARTS
+    parts = _named(part, PARTS, "part") or USUAL
     settings = all_settings.load(config, set or [], device=device)
     pick_device(settings.device)
     maps = label_maps(labels) if labels else []

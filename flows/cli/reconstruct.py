@@ -48,6 +48,10 @@ def run(
     ] = None,
     phase_sign: Annotated[str | None, typer.Option(help="Sign of the phase: + or -.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Own brain mask, NIfTI on the scan's grid.")] = None,
+    upsample: Annotated[
+        str | None,
+        typer.Option(metavar="N or N,N,N", help="A further map on voxels so many times finer, 1 to 4 along each axis."),
+    ] = None,
     max_seconds: MaxSeconds = None,
     workers: Workers = 0,
     time_limit: TimeLimit = 7200.0,
@@ -61,6 +65,8 @@ def run(
     with the same input and settings is left as it is. Given again, an interrupted run continues where it stopped.
 
     Example: chiron run /data/export /data/qsm --method rts
+
+    Example: chiron run /data/export /data/qsm --upsample 2,2,1
     """
     from flows import batch as batches
     from pipeline import settings as all_settings
@@ -69,7 +75,7 @@ def run(
     words = [*(set or []), *_acquisition_words(echo_times, b0, phase_range, phase_sign, mask)]
     words += time_budget(max_seconds)
     beside = [name for given in also or [] for name in given.split(",")] or None
-    settings = all_settings.load(config, words, method=method, also=beside, device=device)
+    settings = all_settings.load(config, words, method=method, also=beside, device=device, upsample=upsample)
     source, given = input.absolute(), load_labels(labels) if labels else None
     batches.apart(source, output.absolute())
     terms = batches.machine_terms(settings, workers, time_limit_s=time_limit)

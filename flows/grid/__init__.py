@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.grid.cells import CELLS, QUICK, Anatomy, anatomies, simulate
+from flows.grid.cells import CELLS, QUICK, Anatomy, anatomies, finer_head, scan
+from flows.grid.finer import super_resolution
 from flows.grid.score import Numbers, dipole, whole
 from pipeline.settings import Settings
 
-__all__ = ["CELLS", "PARTS", "QUICK", "Scores", "grid"]
+__all__ = ["CELLS", "PARTS", "QUICK", "USUAL", "Scores", "grid"]
 
-PARTS = ("dipole", "whole")
+USUAL = ("dipole", "whole")
+PARTS = (*USUAL, "super-resolution")
 
 
 @dataclass
@@ -25,10 +27,11 @@ class Scores:
     dipole: list[Numbers] = field(default_factory=list)
     whole: list[Numbers] = field(default_factory=list)
     steps: list[Numbers] = field(default_factory=list)
+    super_resolution: list[Numbers] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
         """Everything, as plain values."""
-        return {**{name: getattr(self, name) for name in ("cells", "dipole", "whole", "steps")},
+        return {**{name: getattr(self, name) for name in ("cells", "dipole", "whole", "steps", "super_resolution")},
                 "settings": self.settings.model_dump(mode="json")}  # fmt: skip
 
 
@@ -37,12 +40,15 @@ def grid(
     methods: Sequence[str],
     settings: Settings,
     *,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = USUAL,
     seeds: Sequence[int] = (1,),
     labels: Sequence[Path] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> Scores:
-    """Score the methods on every cell and anatomy, one after the other; `say` is told of each as it is done."""
+    """Score the methods on every cell and anatomy, one after the other; `say` is told of each as it is done.
+
+    Part `super-resolution` compares methods of its own, and has nothing to say of cells that are not averaged.
+    """
     scores = Scores(settings, {name: asdict(CELLS[name]) for name in cells})
     places = list(CELLS)
     for name in cells:
@@ -61,23 +67,28 @@ def _score(
 ) -> None:
     cell, which = CELLS[name], {"cell": name, "anatomy": anatomy.name}
     say(f"{name}, {anatomy.name}: simulating")
-    scan = simulate(cell, anatomy)
+    head = finer_head(cell, anatomy)
+    scanned = scan(cell, anatomy, head)
     if "dipole" in parts:
-        for row in dipole(scan, cell.snr, methods, scores.settings):
+        for row in dipole(scanned, cell.snr, methods, scores.settings):
             scores.dipole.append(which | row)
             say(f"{name}, {anatomy.name}, dipole step: {_brief(row)}")
     if "whole" in parts:
-        steps, rows = whole(scan, cell.snr, methods, scores.settings)
+        steps, rows = whole(scanned, cell.snr, methods, scores.settings)
         scores.steps.append(which | steps)
         say(f"{name}, {anatomy.name}, steps: {_brief(steps)}")
         for row in rows:
             scores.whole.append(which | row)
             say(f"{name}, {anatomy.name}, whole way: {_brief(row)}")
+    if "super-resolution" in parts and max(cell.oversample) > 1:
+        for row in super_resolution(head, scanned, cell, scores.settings):
+            scores.super_resolution.append(which | row)
+            say(f"{name}, {anatomy.name}, super-resolution: {_brief(row)}")
 
 
 def _brief(row: Numbers) -> str:
-    shown = ("method", "error", "mask_dice", "wrong_wraps_percent", "total_nrmse", "local_nrmse", "brain_kept_percent",
-             "nrmse", "xsim", "seconds")  # fmt: skip
+    shown = ("task", "method", "error", "mask_dice", "wrong_wraps_percent", "total_nrmse", "local_nrmse",
+             "brain_kept_percent", "nrmse", "hfen", "xsim", "seconds")  # fmt: skip
     values = {name: row[name] for name in shown if row.get(name) is not None}
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{value}" for name, value in values.items()

@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from models.gre import Simulation, scan_head, simulate_scan
-from models.head import head_from_labels, resample_labels
+from models.gre import Simulation, scan_head
+from models.head import Head, head_from_labels, resample_labels, simulate_head
 from pipeline.errors import ChironError
 
 FIELD_OF_VIEW_MM = (176, 208, 176)
@@ -96,25 +96,33 @@ def label_maps(folder: Path) -> list[Path]:
 
 
 def simulate(cell: Cell, anatomy: Anatomy) -> Simulation:
-    """Scan the head; X002 where a label map is unreadable or has codes that are not known."""
-    how: dict[str, Any] = {
-        "echo_times_s": cell.echo_times_s,
-        "b0_tesla": cell.b0_tesla,
-        "b0_dir": cell.b0_dir,
-        "oversample": cell.oversample,
-        "seed": anatomy.seed,
-        "bipolar": cell.bipolar,
-        "snr": cell.snr,
-    }
+    """Scan the head; X002 as for `finer_head`."""
+    return scan(cell, anatomy, finer_head(cell, anatomy))
+
+
+def scan(cell: Cell, anatomy: Anatomy, head: Head) -> Simulation:
+    """The cell's scan of a head of the cell's finer voxels."""
+    return scan_head(
+        head,
+        echo_times_s=cell.echo_times_s,
+        b0_tesla=cell.b0_tesla,
+        b0_dir=cell.b0_dir,
+        oversample=cell.oversample,
+        seed=anatomy.seed,
+        bipolar=cell.bipolar,
+        snr=cell.snr,
+    )
+
+
+def finer_head(cell: Cell, anatomy: Anatomy) -> Head:
+    """The head at the voxels it is simulated at; X002 where a label map is unreadable or has codes not known."""
     fine = [int(mm / v) // n * n for mm, v, n in zip(cell.field_of_view_mm, cell.fine_mm, cell.oversample, strict=True)]
     if anatomy.labels is None:
-        shape = [n // f for n, f in zip(fine, cell.oversample, strict=True)]
-        return simulate_scan(shape, cell.voxel_mm, lesions=cell.lesions, **how)
+        return simulate_head(fine, cell.fine_mm, seed=anatomy.seed, lesions=cell.lesions)
     try:
         image: Any = nib.as_closest_canonical(nib.load(anatomy.labels))
         codes = torch.from_numpy(np.asarray(image.dataobj).astype(np.int32))
         codes = resample_labels(codes, image.header.get_zooms()[:3], fine, cell.fine_mm)
-        head = head_from_labels(codes, cell.fine_mm, seed=anatomy.seed, lesions=cell.lesions)
+        return head_from_labels(codes, cell.fine_mm, seed=anatomy.seed, lesions=cell.lesions)
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
         raise ChironError("X002", f"{anatomy.name}: {error}", "a NIfTI file of FreeSurfer's codes") from None
-    return scan_head(head, **how)

@@ -35,7 +35,7 @@ def dipole(scan: Simulation, snr: float, methods: Sequence[str], settings: Setti
     magnitude, brain = scan.signal.abs(), scan.head.brain.bool()
     sd = field_noise(magnitude, scan.echo_times_s, scan.b0_tesla, signal_noise(magnitude, brain, snr))
     ppm = noisy(scan.local_ppm, sd, seed=1)
-    field = Field(ppm.to(device), sd.to(device), brain.to(device), _grid(scan))
+    field = Field(ppm.to(device), sd.to(device), brain.to(device), grid_of(scan))
     combined = magnitude.norm(dim=0).to(device)
     for method in (m for m in methods if m not in FROM_TOTAL):
         began = time.perf_counter()
@@ -122,7 +122,7 @@ def _steps(work: Work, scan: Simulation, snr: float) -> Numbers:
     brain = scan.head.brain.bool()
     found, fitted, left = (result.array("mask").bool() for result in (mask, field, background))
     inside = left & brain
-    return _finite(
+    return finite(
         {
             "mask_dice": 2 * float((found & brain).sum()) / float(found.sum() + brain.sum()),
             "wrong_wraps_percent": wrong_wraps(unwrap.array("unwrapped_rad"), scan, found & brain, snr),
@@ -137,7 +137,7 @@ def _steps(work: Work, scan: Simulation, snr: float) -> Numbers:
 def _scores(chi: Tensor, scan: Simulation, inside: Tensor) -> Numbers:
     """Every metric, map and truth both referenced to their mean inside: no scan tells the zero of susceptibility."""
     x, y = (volume - volume[inside].mean() for volume in (chi, scan.head.chi_ppm))
-    return _finite(evaluate(x, y, inside, scan.head.labels))
+    return finite(evaluate(x, y, inside, scan.head.labels))
 
 
 def _done(work: Work, stage: str) -> Result:
@@ -161,7 +161,7 @@ def wrong_wraps(unwrapped_rad: Tensor, scan: Simulation, inside: Tensor, snr: fl
     return 100 * float((wrong & inside).sum()) / max(1.0, float(inside.sum()))
 
 
-def _grid(scan: Simulation) -> Grid:
+def grid_of(scan: Simulation) -> Grid:
     return Grid.simple(scan.head.brain.shape, scan.voxel_size_mm, scan.b0_dir)
 
 
@@ -172,7 +172,7 @@ def _unnamed(scan: Simulation) -> Scan:
 
 
 def _read_facts(scan: Simulation) -> Numbers:
-    grid = _grid(scan)
+    grid = grid_of(scan)
     return {
         "grid": grid.json(),
         "voxel_size_mm": grid.voxel_size_mm,
@@ -185,6 +185,6 @@ def _read_facts(scan: Simulation) -> Numbers:
     }
 
 
-def _finite(numbers: Numbers) -> Numbers:
+def finite(numbers: Numbers) -> Numbers:
     """None for what is not finite, as JSON has it."""
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -19,6 +19,7 @@ TOTAL_MASKED = ("desc-total_fieldmap", "desc-brain_mask")
 LOCAL_MASKED = ("desc-local_fieldmap", "desc-brain_mask")
 TOTAL = "Total field relative to B0, positive where the field is higher"
 LOCAL = "Local field relative to B0, of sources inside the mask; zero outside the eroded mask"
+RESOLUTION = "{} mm, {} times finer than the scan's; what is finer than the scan's is the prior's guess"
 UNCERTAINTY = "Standard deviation that {} gives to its own susceptibility map; zero outside the eroded mask"
 R2STAR = "Rate of the magnitude's decay over the echoes (R2*); zero outside the mask"
 T2STAR = "Time of the magnitude's decay over the echoes (T2*), the inverse of R2*; zero outside the mask"
@@ -40,16 +41,17 @@ def images(
     """Name relative to the session's `folder` -> content: maps, fields, mask, magnitude, and a sidecar of each.
 
     `methods` are the inversions to publish; the first is the primary map, without `desc-`. The uncertainty that a
-    method gives is named like its map: `desc-uncertainty_Chimap`, `desc-<method>Uncertainty_Chimap`.
+    method gives is named like its map: `desc-uncertainty_Chimap`, `desc-<method>Uncertainty_Chimap`. Maps on finer
+    voxels are `res-fine_...`.
     """
     convert = stages["convert"].facts
     grid = Grid.from_json(convert["grid"])
     stem = f"anat/{label}"
     files: dict[str, bytes] = {}
 
-    def add(suffix: str, volume: Tensor, sources: tuple[str, ...] = (), **own: Any) -> None:
+    def add(suffix: str, volume: Tensor, sources: tuple[str, ...] = (), on: Grid = grid, **own: Any) -> None:
         names = [f"{stem}_{source}.nii.gz" for source in sources]
-        files[f"{stem}_{suffix}.nii.gz"] = image_bytes(volume, grid)
+        files[f"{stem}_{suffix}.nii.gz"] = image_bytes(volume, on)
         files[f"{stem}_{suffix}.json"] = sidecar(convert, Sources=bids_uris(folder, names) or None, **own)
 
     add("part-mag_T2starw", _root_sum_of_squares(stages["convert"]), **MAGNITUDE)
@@ -68,6 +70,10 @@ def images(
             add(suffix, result.array("uncertainty_ppm"), LOCAL_MASKED, **_spread(settings, method, result.facts))
     for suffix, volume, sources, own in _beside(settings, stages):
         add(suffix, volume, sources, **own)
+    if "upsample" in stages and stages["upsample"].has("chi_ppm"):
+        finer = stages["upsample"]
+        for suffix, volume, own in _finer(settings, grid, finer):
+            add(suffix, volume, LOCAL_MASKED, Grid.from_json(finer.facts["grid"]), **own)
     return files
 
 
@@ -87,6 +93,20 @@ def _beside(
         slab = {"SlabThickness": weighted.facts["slab_mm"], "SlabAxis": "ijk"[weighted.facts["slab_axis"]]}
         minip = {"Description": LOWEST, "SkullStripped": True, **slab, **own}
         yield "minIP", weighted.array("minip"), ("swi", "desc-brain_mask"), minip
+
+
+def _finer(settings: Settings, scan: Grid, finer: Result) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """Suffix, volume and sidecar entries of the map on finer voxels, its mask and its uncertainty."""
+    grid, method = Grid.from_json(finer.facts["grid"]), finer.facts["method"]
+    size = " x ".join(f"{v:.3g}" for v in grid.voxel_size_mm)
+    times = " x ".join(f"{m / n:.3g}" for m, n in zip(grid.shape, scan.shape, strict=True))
+    how = {"Resolution": RESOLUTION.format(size, times)}
+    mask = {"Description": "Mask of the map on finer voxels", "Type": "Brain", "SkullStripped": False}
+    yield "res-fine_desc-brain_mask", finer.array("mask"), how | mask
+    yield f"res-fine_desc-{method}_Chimap", finer.array("chi_ppm"), how | _map(settings, method, finer.facts)
+    if finer.has("uncertainty_ppm"):
+        spread = how | _spread(settings, method, finer.facts)
+        yield f"res-fine_desc-{method}Uncertainty_Chimap", finer.array("uncertainty_ppm"), spread
 
 
 def _method(name: str, params: Any) -> dict[str, Any]:

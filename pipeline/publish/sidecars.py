@@ -28,6 +28,7 @@ ALLOWED = frozenset(
         "MethodParameters",
         "Seed",
         "ReferenceRegion",
+        "Resolution",
         "BackgroundRemoval",
         "SlabThickness",
         "SlabAxis",

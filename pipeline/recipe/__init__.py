@@ -21,10 +21,11 @@ from pipeline.card import card
 from pipeline.device import forget_peak, peak_memory_bytes, pick_device
 from pipeline.errors import ChironError
 from pipeline.invert import FROM_TOTAL, chosen_methods
+from pipeline.learned import LEARNED
 from pipeline.quality import brain_beside
 from pipeline.recipe import stages
 from pipeline.recipe.job import Inputs, Job, Progress
-from pipeline.settings import Settings
+from pipeline.settings import Settings, finer
 from pipeline.work import Made, Result, Work, digest, file_digest
 
 __all__ = ["Inputs", "Job", "Stage", "recipe", "reconstruct", "run_stage"]
@@ -77,9 +78,20 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
             )
             for m in methods
         ),
+        *_finer(settings),
         Stage("swi", 1, ("convert", "mask", "field", "background"), ("swi",), stages.swi, "weighting by chi"),
         Stage("quality", 2, _before_quality(methods), ("method",), stages.quality, "measuring quality"),
     )
+
+
+def _finer(settings: Settings) -> tuple[Stage, ...]:
+    """The map on finer voxels, where one is asked for; it is referred to fluid as the published one is."""
+    if not finer(settings):
+        return ()
+    published = (f"invert-{chosen_methods(settings)[0]}",) if settings.reference.region == "csf" else ()
+    reads = ("device", "reference", "upsample", "diffusion")
+    after = ("convert", "background", *published)
+    return (Stage("upsample", 1, after, reads, stages.upsample, "inverting onto finer voxels", on_card=True),)
 
 
 def _before_inversion(method: str, settings: Settings) -> tuple[str, ...]:
@@ -143,8 +155,9 @@ def _key(stage: Stage, job: Job, done: Mapping[str, Result]) -> str:
         key["files"] = _expected_digest(job)
     if stage.name == "mask" and job.settings.mask.file:
         key["mask"] = _mask_digest(Path(job.settings.mask.file))
-    if stage.name == "invert-dip":
-        key["weights"] = weights.card("dip")["sha256"]
+    method = "diffusion" if stage.name == "upsample" else stage.name.removeprefix("invert-")
+    if method in LEARNED:
+        key["weights"] = weights.card(method)["sha256"]
     if stage.name == "quality":
         key["methods"] = chosen_methods(job.settings)
         compared = (job.truth, brain_beside(job.truth)) if job.truth else ()

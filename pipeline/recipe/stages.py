@@ -21,6 +21,7 @@ from pipeline.phase import to_radians
 from pipeline.quality import measure
 from pipeline.r2star import map_r2star
 from pipeline.recipe.job import Inputs
+from pipeline.superres import invert_finer
 from pipeline.swi import weight_susceptibility
 from pipeline.volumes import Susceptibility
 from pipeline.water import csf_mask, refer_to_csf
@@ -149,7 +150,14 @@ def invert(method: str, inputs: Inputs) -> Made:
     made = Made({"chi_ppm": found.ppm}, facts=facts)
     if inputs.settings.reference.region == "csf":
         made = _referred_to_csf(found, facts, inputs)
-    return _with_uncertainty(made, found)
+    return _with_uncertainty(_with_doubts(made, method), found)
+
+
+def _with_doubts(made: Made, method: str) -> Made:
+    """A notice for each way in which the scan is unlike what the method's network has learned from."""
+    found = (made.facts.get("unlearned") or {}).values()
+    doubts = [Notice("M004", f"{method} has not learned from the like of this scan: {text}") for text in found]
+    return replace(made, notices=[*made.notices, *doubts])
 
 
 def _with_uncertainty(made: Made, found: Susceptibility) -> Made:
@@ -179,6 +187,24 @@ def _referred_to_csf(found: Susceptibility, facts: dict[str, Any], inputs: Input
         return Made({"chi_ppm": found.ppm}, {}, facts, [decision], [notice])
     decision = Decision(what, reference["region"], f"asked for; {reference['voxels']} voxels of slow decay", override)
     return Made({"chi_ppm": chi}, {}, {**facts, "reference": reference}, [decision])
+
+
+def upsample(inputs: Inputs) -> Made:
+    """-> chi_ppm, mask (uint8) and uncertainty_ppm on finer voxels; facts: grid, method, reference, data_misfit."""
+
+    def make() -> Made:
+        field, settings = inputs.local_field(), inputs.settings
+        found = invert_finer(field, settings.upsample, settings.diffusion, inputs.progress)
+        chi, facts = found.ppm, {"method": found.method, **found.facts}
+        if settings.reference.region == "csf":
+            beside = inputs.done[f"invert-{chosen_methods(settings)[0]}"]
+            mean = float(beside.array("chi_ppm", inputs.device)[field.mask].mean())
+            chi = torch.where(found.mask, chi + mean, 0)
+            facts["reference"] = {**facts["reference"], "region": "that of the published map", "given_mean_ppm": mean}
+        made = Made({"chi_ppm": chi, "mask": found.mask.to(torch.uint8)}, facts=facts)
+        return _with_uncertainty(_with_doubts(made, "the prior of the finer map"), found)
+
+    return _beside("map on finer voxels", make)
 
 
 def quality(inputs: Inputs) -> Made:

@@ -12,6 +12,7 @@ import pipeline
 from pipeline.errors import ChironError
 from pipeline.report.checklist import checklist
 from pipeline.report.curves import curves
+from pipeline.report.finer import finer
 from pipeline.report.found import Found, look, meaning, milliseconds, name_of
 from pipeline.report.numbers import comparisons, numbers
 from pipeline.report.pictures import glance, pictures, strip, view_of
@@ -54,6 +55,7 @@ def write_report(
         notices=[(stage, notice, meaning(notice["code"])) for stage, notice in found.recorded("notices")],
         pictures=pictures(found, view) if view else [],
         strip=strip(found, view) if view else None,
+        finer=finer(found),
         headers=headers(found),
         obliquity=found.grid.obliquity_deg if found.grid else 0.0,
         gradient=paint_css,
