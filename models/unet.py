@@ -45,30 +45,31 @@ class FoldedUNet(nn.Module):
 
     Each block becomes one voxel of eight times the features (Shi 2016, arXiv 1609.05158), so that the finest level
     costs an eighth and no voxel is lost; residual blocks start as the identity (Zhang 2019, arXiv 1901.09321) and the
-    output as zero. Takes any size; what is missing of a last block is zero.
+    output as zero. Takes any size; what is missing of a last block is zero. With `told` > 0 each volume comes with so
+    many numbers, which scale and shift the features of every residual block (Perez 2018, arXiv 1709.07871).
     """
 
-    def __init__(self, inputs: int, channels: Sequence[int] = (32, 64, 96), outputs: int = 1) -> None:
+    def __init__(self, inputs: int, channels: Sequence[int] = (32, 64, 96), outputs: int = 1, told: int = 0) -> None:
         super().__init__()
         widths, self.outputs = list(channels), outputs
         self.first = nn.Conv3d(8 * inputs, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv3d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
-        self.below = nn.ModuleList(_Residual(b) for b in widths[1:])
+        self.below = nn.ModuleList(_Residual(b, told) for b in widths[1:])
         self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(_Residual(a) for a in widths[:-1])
+        self.up = nn.ModuleList(_Residual(a, told) for a in widths[:-1])
         self.last = nn.Conv3d(widths[0], 8 * outputs, 3, padding=1)
         _zero(self.last)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
         size = x.shape[-3:]
         x = self.first(fold(x))
         skips = []
         for down, below in zip(self.down, self.below, strict=True):
             skips.append(x)
-            x = below(down(_active(x)))
+            x = below(down(_active(x)), told)
         for narrow, up, skip in zip(reversed(self.narrow), reversed(self.up), reversed(skips), strict=True):
             x = nn.functional.interpolate(narrow(x), size=skip.shape[-3:], mode="nearest") + skip
-            x = up(x)
+            x = up(x, told)
         return unfold(self.last(_active(x)), self.outputs)[..., : size[0], : size[1], : size[2]]
 
 
@@ -89,14 +90,21 @@ def unfold(x: Tensor, features: int) -> Tensor:
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, told: int) -> None:
         super().__init__()
         self.a = nn.Conv3d(width, width, 3, padding=1)
         self.b = nn.Conv3d(width, width, 3, padding=1)
         _zero(self.b)
+        if told:
+            self.change = nn.Linear(told, 2 * width)
+            _zero(self.change)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.b(_active(self.a(_active(x))))
+    def forward(self, x: Tensor, told: Tensor | None) -> Tensor:
+        y = self.a(_active(x))
+        if told is not None:
+            scale, shift = self.change(told)[:, :, None, None, None].chunk(2, dim=1)
+            y = y * (1 + scale) + shift
+        out: Tensor = x + self.b(_active(y))
         return out
 
 
@@ -104,7 +112,7 @@ def _active(x: Tensor) -> Tensor:
     return nn.functional.leaky_relu(x, 0.1)
 
 
-def _zero(layer: nn.Conv3d) -> None:
+def _zero(layer: nn.Conv3d | nn.Linear) -> None:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,29 +21,18 @@ from models.cg import conjugate_gradients
 from models.dip import features
 from models.dip.features import Given
 from models.dip.fitting import Fitting, learned
+from models.dip.generator import needed_bytes
 from models.dip.params import DIP, resolved
 from models.dip.stopping import Stopping
 from models.dipole import Dipole
+from models.found import Found
 
-__all__ = ["DIP", "Found", "learned", "reconstruct", "resolved"]
+__all__ = ["DIP", "Found", "learned", "needed_bytes", "reconstruct", "resolved"]
 
 Progress = Callable[[float, str], None]
 
 MOVES = 8  # conjugate gradients towards the field
 MEDIAN = 0.4549  # of the square of a normal number
-
-
-@dataclass(frozen=True)
-class Found:
-    """Chi (X, Y, Z) in ppm and how it came about: loss curve, misfit, where and why it stopped.
-
-    `uncertainty_ppm` (X, Y, Z) is its standard deviation: what the network has learned to expect, and the spread of
-    the fits where there are several; None where there is neither.
-    """
-
-    chi_ppm: Tensor
-    facts: dict[str, Any]
-    uncertainty_ppm: Tensor | None = None
 
 
 def reconstruct(
@@ -55,6 +44,7 @@ def reconstruct(
 ) -> Found:
     """Fit the network; arguments as for the methods in `classical`. The same seed and device give the same map.
 
+    The uncertainty is what the network has learned to expect, and the spread of the fits where there are several.
     Where the loss ceases to be finite the result is not finite either: the caller decides what to put in its place.
     """
     began = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,6 +14,7 @@ from models.dip.features import Given
 from models.dip.generator import Axes, Generator
 from models.dip.loss import Loss
 from models.dip.params import DIP
+from models.half import half
 from models.unet import FoldedUNet, UNet
 
 RELIEF_STEPS = 25  # from one look for the map's edges to the next
@@ -36,14 +36,14 @@ class Fitting:
         self.z = z.to(memory_format=torch.channels_last_3d)
         device = given.field.device
         network = _network(z.shape[1], params).to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        half = _half(params, device)
+        in_half = half(params.precision, device)
         if seen is None:
             self.views, self.doubt = VIEWS[:1], None
-            self.generator = Generator(network, start, given.mask, half)
+            self.generator = Generator(network, start, given.mask, in_half)
         else:
             beyond = torch.tensor(features.BEYOND, device=device)
             self.views = VIEWS
-            self.generator = Generator(network, start, given.mask, half, params.tile, beyond)
+            self.generator = Generator(network, start, given.mask, in_half, params.tile, beyond)
             self.doubt = self.generator.doubt(self.z)
         self.loss = Loss(given.field, given.weight, given.dipole, params)
         betas = (0.5, 0.999) if params.preset == "seed" else (0.9, 0.99)
@@ -91,12 +91,3 @@ def _network(inputs: int, params: DIP) -> nn.Module:
 def learned() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The shipped weights and their card."""
     return weights.load("dip")
-
-
-def _half(params: DIP, device: torch.device) -> bool:
-    if params.precision != "auto":
-        return params.precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    supported: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return supported()

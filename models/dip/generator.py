@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ Axes = tuple[int, ...]
 MARGIN = 56  # voxels from which a folded network of three levels hears: beyond, a tile does not know that it is one
 STRIDE = 8  # voxels to which its coarsest level is aligned
 BYTES_PER_VOXEL = 450  # of one step with all that is kept for the way back; 300 were measured, in float32
+WHOLE_BYTES_PER_VOXEL = 250  # of the volume itself: field, maps, their transforms
 DOUBT_PPM = 0.005  # one unit of the network's second output, the scale of its errors
 
 
@@ -97,6 +99,12 @@ class Generator:
             whole[(..., *place)] = part[(..., *inner)]
         assert whole is not None
         return whole
+
+
+def needed_bytes(shape: Sequence[int], tile: int) -> int:
+    """An upper estimate of what fitting the educated network takes, on the whole volume or in tiles of that edge."""
+    at_once = prod(min(n, tile + 2 * MARGIN) if tile else n for n in shape)
+    return at_once * BYTES_PER_VOXEL + prod(shape) * WHOLE_BYTES_PER_VOXEL
 
 
 def tiles(shape: Sequence[int], edge: int) -> list[tuple[Box, Box, Box]]:

@@ -29,16 +29,17 @@ def simulate_head(
     seed: int = 0,
     lesions: Sequence[str] = (),
     skull: bool = True,
+    centre_mm: Triple = CENTRE_MM,
     device: torch.device | str = "cpu",
 ) -> Head:
     """A random head on a grid of `shape` voxels, the same for one seed at every voxel size; needs no file.
 
     `lesions` names tissues ("calcification", "haemorrhage"), one lesion each; without `skull` there is CSF around
-    the brain and then air.
+    the brain and then air. `centre_mm` is the middle of the field of view, from the anterior commissure.
     """
     generator = torch.Generator().manual_seed(seed)
     form = Form.draw(generator)
-    axes = grid_axes(shape, voxel_size_mm, CENTRE_MM, device)
+    axes = grid_axes(shape, voxel_size_mm, centre_mm, device)
     canvas = Canvas(axes, voxel_size_mm, generator)
     p = form.atlas(axes)
     hull, cerebellum = cerebrum_hull(p), cerebellum_hull(p)
