@@ -179,6 +179,7 @@ def _sampled(
     network has learned from."""
     inside = place.mask[place.fine]
     dipole = _dipole(place.grid, inside)
+    params = replace(params, first_ppm=params.finer_first_ppm, strength=params.finer_strength)
 
     def work(device: torch.device, own: diffusion.Diffusion) -> Found:
         measured = measure(value.to(device), weight.to(device), inside.to(device), dipole.to(device))

@@ -287,7 +287,7 @@ def test_a_step_of_dps_hangs_neither_on_the_number_of_voxels_nor_on_how_they_are
     for times in (1, 2):
         v, start = (torch.cat([volume] * times) for volume in (value, z))
         weight, inside = torch.full_like(v, 5.0), torch.ones_like(v, dtype=torch.bool)
-        m = Measured(v, weight, same, same, inside, dipole.kernel, dipole, offset=False)
+        m = Measured(v, weight, same, same, inside, dipole.kernel, dipole, ())
         none = lambda v=v: torch.zeros_like(v)  # noqa: E731
         found.append(SAMPLERS["dps"](wiener, m, start, sigmas, QUICK, none, lambda *_: None)[: SHAPE[0]])
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)

@@ -146,7 +146,7 @@ def grid(
     ] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(metavar="PART,...", help="dipole, whole or super-resolution; else the first two."),
+        typer.Option(metavar="PART,...", help="dipole, whole, super-resolution or prior; else the first two."),
     ] = None,
     seeds: Annotated[
         str, typer.Option(metavar="N,...", help="A head of each cell for each; others make others.")
@@ -168,7 +168,8 @@ def grid(
     A cell is a voxel size, noise, field strength and direction, and lesion. Part `dipole` inverts the true local field,
     part `whole` goes the whole way from the echoes and also scores mask, unwrapping and fields. Rows are said on stderr
     as they are done; a cell takes one to three minutes on two cores. Part `super-resolution` compares the diffusion
-    prior with interpolation on the finer voxels that cells of large ones are simulated of; --method is not for it.
+    prior with interpolation on the finer voxels that cells of large ones are simulated of, part `prior` shows its
+    seams, its cost, lesions and what it makes of noise (half an hour); --method is not for these.
 
     Example: chiron grid --quick --method tv --set tv.strength=20
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from flows.grid.cells import CELLS, QUICK, Anatomy, anatomies, finer_head, scan
 from flows.grid.finer import super_resolution
+from flows.grid.prior import prior
 from flows.grid.score import Numbers, dipole, whole
 from pipeline.settings import Settings
 
 __all__ = ["CELLS", "PARTS", "QUICK", "USUAL", "Scores", "grid"]
 
 USUAL = ("dipole", "whole")
-PARTS = (*USUAL, "super-resolution")
+PARTS = (*USUAL, "super-resolution", "prior")
 
 
 @dataclass
@@ -28,11 +29,12 @@ class Scores:
     whole: list[Numbers] = field(default_factory=list)
     steps: list[Numbers] = field(default_factory=list)
     super_resolution: list[Numbers] = field(default_factory=list)
+    prior: dict[str, list[Numbers]] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         """Everything, as plain values."""
-        return {**{name: getattr(self, name) for name in ("cells", "dipole", "whole", "steps", "super_resolution")},
-                "settings": self.settings.model_dump(mode="json")}  # fmt: skip
+        parts = ("cells", "dipole", "whole", "steps", "super_resolution", "prior")
+        return {name: getattr(self, name) for name in parts} | {"settings": self.settings.model_dump(mode="json")}
 
 
 def grid(
@@ -47,7 +49,8 @@ def grid(
 ) -> Scores:
     """Score the methods on every cell and anatomy, one after the other; `say` is told of each as it is done.
 
-    Part `super-resolution` compares methods of its own, and has nothing to say of cells that are not averaged.
+    Part `super-resolution` compares methods of its own, and has nothing to say of cells that are not averaged; `prior`
+    looks at the diffusion prior itself.
     """
     scores = Scores(settings, {name: asdict(CELLS[name]) for name in cells})
     places = list(CELLS)
@@ -84,11 +87,16 @@ def _score(
         for row in super_resolution(head, scanned, cell, scores.settings):
             scores.super_resolution.append(which | row)
             say(f"{name}, {anatomy.name}, super-resolution: {_brief(row)}")
+    if "prior" in parts:
+        for table, row in prior(scanned, cell.snr, scores.settings):
+            scores.prior.setdefault(table, []).append(which | row)
+            say(f"{name}, {anatomy.name}, {table}: {_brief(row)}")
 
 
 def _brief(row: Numbers) -> str:
-    shown = ("task", "method", "error", "mask_dice", "wrong_wraps_percent", "total_nrmse", "local_nrmse",
-             "brain_kept_percent", "nrmse", "hfen", "xsim", "seconds")  # fmt: skip
+    shown = ("task", "method", "patches", "sampler", "evaluations", "chi_ppm", "error", "mask_dice",
+             "wrong_wraps_percent", "total_nrmse", "local_nrmse", "brain_kept_percent", "seam", "moment_percent",
+             "mean_ppm", "nrmse", "hfen", "xsim", "seconds")  # fmt: skip
     values = {name: row[name] for name in shown if row.get(name) is not None}
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{value}" for name, value in values.items()

@@ -72,6 +72,27 @@ diffusion prior stand interpolations: of the map, and of that by `tv` at the sca
 """
 
 
+PRIOR: dict[str, tuple[str, dict[str, str]]] = {
+    "seams": (
+        "Seams: patches of 48 voxels. *Seam* is the mean squared step of chi across their cuts over that elsewhere,"
+        " relative to a map made as a whole; 1 is none.",
+        {"seam": "seam", "nrmse": "NRMSE", "xsim": "XSIM"},
+    ),
+    "evaluations": (
+        "Quality against evaluations of the network, one sample each.",
+        {"evaluations": "evaluations", "nrmse": "NRMSE", "hfen": "HFEN", "xsim": "XSIM", "seconds": "s"},
+    ),
+    "lesions": (
+        "One sphere of 6 mm radius alone in a ball of 1.5 mm voxels: the share of its moment that comes back.",
+        {"chi_ppm": "chi, ppm", "moment_percent": "moment, %"},
+    ),
+    "noise": (
+        "An empty field with the noise of SNR 30: mean and largest |chi| that is made of it.",
+        {"mean_ppm": "mean, ppm", "largest_ppm": "largest, ppm"},
+    ),
+}
+
+
 def page(scores: Scores, configuration: str) -> str:
     """The whole page, as Markdown; `configuration` says in words which settings were used."""
     cells, command = _cells(scores.cells), _command(scores)
@@ -86,13 +107,18 @@ def page(scores: Scores, configuration: str) -> str:
         parts += [] if SUPER_RESOLUTION in parts else [SUPER_RESOLUTION]
         parts += [_summary(rows, FINER, f"{task}, median (worst)")]
         parts += [f"### Every cell, {task}\n", _rows(rows, FINER, "method")]
+    for name, (words, columns) in PRIOR.items():
+        if found := scores.prior.get(name):
+            what = next(key for key in ("patches", "sampler", "method") if key in found[0])
+            parts += [f"## The diffusion prior: {name}\n\n{words}\n", _rows(found, columns, what)]
     return "\n".join(parts)
 
 
 def _command(scores: Scores) -> str:
     """The command that makes these scores, label maps by whichever folder."""
     rows = [*scores.dipole, *scores.whole]
-    parts = " --part super-resolution" if scores.super_resolution and not rows else ""
+    alone = {"super-resolution": scores.super_resolution, "prior": scores.prior}
+    parts = "".join(f" --part {name}" for name, made in alone.items() if made and not rows)
     methods = dict.fromkeys(row["method"] for row in rows if "method" in row)
     labels = " --labels DIR" if any("label map" in row["anatomy"] for row in [*rows, *scores.super_resolution]) else ""
     return f"chiron grid{parts}{''.join(f' --method {m}' for m in methods)}{labels}"

@@ -31,12 +31,8 @@ SIGNAL = 3.0  # times the noise: what is weaker has a phase of no meaning
 
 def dipole(scan: Simulation, snr: float, methods: Sequence[str], settings: Settings) -> Iterator[Numbers]:
     """The true local field with the noise that the fit of the echoes leaves, inverted within the true brain."""
-    device = pick_device(settings.device)
-    magnitude, brain = scan.signal.abs(), scan.head.brain.bool()
-    sd = field_noise(magnitude, scan.echo_times_s, scan.b0_tesla, signal_noise(magnitude, brain, snr))
-    ppm = noisy(scan.local_ppm, sd, seed=1)
-    field = Field(ppm.to(device), sd.to(device), brain.to(device), grid_of(scan))
-    combined = magnitude.norm(dim=0).to(device)
+    field = field_of(scan, snr, pick_device(settings.device))
+    combined = scan.signal.abs().norm(dim=0).to(field.ppm.device)
     for method in (m for m in methods if m not in FROM_TOTAL):
         began = time.perf_counter()
         try:
@@ -48,8 +44,16 @@ def dipole(scan: Simulation, snr: float, methods: Sequence[str], settings: Setti
         yield {
             "method": method,
             "seconds": seconds,
-            **_scores(chi, scan, brain),
+            **_scores(chi, scan, field.mask.cpu()),
         }
+
+
+def field_of(scan: Simulation, snr: float, device: torch.device) -> Field:
+    """The true local field within the true brain, with the noise that the fit of the echoes leaves."""
+    magnitude, brain = scan.signal.abs(), scan.head.brain.bool()
+    sd = field_noise(magnitude, scan.echo_times_s, scan.b0_tesla, signal_noise(magnitude, brain, snr))
+    ppm = noisy(scan.local_ppm, sd, seed=1)
+    return Field(ppm.to(device), sd.to(device), brain.to(device), grid_of(scan))
 
 
 def whole(scan: Simulation, snr: float, methods: Sequence[str], settings: Settings) -> tuple[Numbers, list[Numbers]]:

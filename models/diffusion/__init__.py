@@ -194,7 +194,7 @@ class Walk:
 
         edge = self.params.patch or max(z.shape)
         at_once = max(1, AT_ONCE // edge**3)
-        parts = [v.flip(mirrored) for v in (z, self.inside)]
+        parts = [v.flip(mirrored) for v in (z * self.inside, self.inside)]
         mean = self.patches.blend(parts, again if z.requires_grad else work, at_once, shift).flip(mirrored)
         return _centred(mean, self.inside)
 

@@ -24,7 +24,8 @@ Operator = Callable[[Tensor], Tensor]
 class Measured:
     """`value` and its `weight` (1 / standard deviation, 0 where nothing was measured) on the measured grid; `forward`
     and `adjoint` lead there from the map's grid and back, `power` is the spectrum of both on `grid`, which pads that
-    of the map; `inside` (bool) is where the map is sought. With `offset` the measurement has an unknown constant.
+    of the map; `inside` (bool) is where the map is sought. `unknown` are parts of the measurement of which nobody
+    knows how much there is: a constant, and what a constant inside the mask would make, for the zero of chi is unknown.
     """
 
     value: Tensor
@@ -34,11 +35,11 @@ class Measured:
     inside: Tensor
     power: Tensor
     grid: Dipole
-    offset: bool = True
+    unknown: tuple[Tensor, ...]
 
     def residual(self, x: Tensor) -> Tensor:
         """What the map leaves unexplained, in units of noise; on the measured grid."""
-        return self.weight * self._without_offset(self.value - self.forward(x))
+        return self.weight * self._known(self.value - self.forward(x))
 
     def misfit(self, x: Tensor) -> float:
         """Mean square of the residual: 1 where there is nothing but noise."""
@@ -54,7 +55,7 @@ class Measured:
         filter = 1 / (typical * self.power + trust)
 
         def normal(u: Tensor) -> Tensor:
-            seen = self.weight.square() * self._without_offset(self.forward(u))
+            seen = self.weight.square() * self._known(self.forward(u))
             return self.inside * self.adjoint(seen) + trust * u
 
         step, _ = conjugate_gradients(
@@ -66,12 +67,32 @@ class Measured:
         )
         return mean + step
 
-    def _without_offset(self, value: Tensor) -> Tensor:
-        """Less its weighted mean, which the measurement does not know."""
-        if not self.offset:
-            return value
+    def _known(self, value: Tensor) -> Tensor:
+        """Less as much of the unknown parts as fits best; these are orthonormal in the weights."""
         w2 = self.weight.square()
-        return value - (w2 * value).sum() / w2.sum()
+        for part in self.unknown:
+            value = value - (w2 * part * value).sum() * part
+        return value
+
+
+def _measured(
+    value_ppm: Tensor,
+    weight: Tensor,
+    inside: Tensor,
+    forward: Operator,
+    adjoint: Operator,
+    power: Tensor,
+    grid: Dipole,
+) -> Measured:
+    weight = weight * SCALE_PPM
+    unknown: list[Tensor] = []
+    for part in (torch.ones_like(value_ppm), forward(inside.to(value_ppm))):
+        for other in unknown:
+            part = part - (weight.square() * part * other).sum() * other
+        size = (weight * part).norm()
+        if float(size) > 1e-3 * float(weight.norm()):
+            unknown.append(part / size)
+    return Measured(value_ppm / SCALE_PPM, weight, forward, adjoint, inside, power, grid, tuple(unknown))
 
 
 def doubted(field_ppm: Tensor, weight: Tensor, slope: float) -> Tensor:
@@ -98,40 +119,24 @@ def doubted(field_ppm: Tensor, weight: Tensor, slope: float) -> Tensor:
 
 def of_field(field_ppm: Tensor, weight: Tensor, dipole: Dipole) -> Measured:
     """A local field (X, Y, Z) with `weight` = 1 / its standard deviation in 1/ppm, zero outside the mask."""
-    return Measured(
-        field_ppm / SCALE_PPM,
-        weight * SCALE_PPM,
-        dipole.forward,
-        dipole.forward,
-        weight > 0,
-        dipole.kernel.square(),
-        dipole,
-    )
+    return _measured(field_ppm, weight, weight > 0, dipole.forward, dipole.forward, dipole.kernel.square(), dipole)
 
 
 def of_coarse(chi_ppm: Tensor, weight: Tensor, inside: Tensor, fine: Dipole) -> Measured:
     """A map on a coarser grid over the same field of view; `inside` is the mask on the grid of `fine`."""
     lowpass = Lowpass(inside.shape, chi_ppm.shape, inside.device)
-    return Measured(
-        chi_ppm / SCALE_PPM,
-        weight * SCALE_PPM,
-        lowpass.forward,
-        lowpass.adjoint,
-        inside,
-        lowpass.power(fine),
-        fine,
-    )
+    return _measured(chi_ppm, weight, inside, lowpass.forward, lowpass.adjoint, lowpass.power(fine), fine)
 
 
 def of_coarse_field(field_ppm: Tensor, weight: Tensor, inside: Tensor, fine: Dipole) -> Measured:
     """The local field on a coarser grid of a map on the grid of `fine`, whose dipole it is."""
     lowpass = Lowpass(inside.shape, field_ppm.shape, inside.device)
-    return Measured(
-        field_ppm / SCALE_PPM,
-        weight * SCALE_PPM,
+    return _measured(
+        field_ppm,
+        weight,
+        inside,
         lambda x: lowpass.forward(fine.forward(x)),
         lambda y: fine.forward(lowpass.adjoint(y)),
-        inside,
         lowpass.power(fine) * fine.kernel.square(),
         fine,
     )

@@ -16,19 +16,21 @@ class Diffusion:
         "diffpir",
         "how the measurement guides: diffpir, a proximal step; dds, some steps of CG; dps, a slope (the seed's)",
     )
-    steps: int = param(20, "evaluations of the network in a sample, each of all patches", 2, 5000)
+    steps: int = param(10, "evaluations of the network in a sample, each of all patches", 2, 5000)
     samples: int = param(2, "samples whose mean is the map; their spread is its uncertainty", 1, 100)
     start: Literal["tv", "rts", "tkd", "noise"] = param("tv", "map that sampling starts from, noised; or noise alone")
     first_ppm: float = param(
-        0.03, "standard deviation of the noise on that map; from noise alone it is the largest", 1e-3, 8
+        0.008, "standard deviation of the noise on that map; from noise alone it is the largest", 1e-3, 8
     )
     last_ppm: float = param(0.002, "noise at which sampling ends", 1e-4, 1)
-    strength: float = param(1.0, "diffpir: what the prior counts against the measurement", 1e-3, 1e3)
-    churn: float = param(0.3, "diffpir, dds: share of the noise that is drawn anew at each step; 0: none is", 0, 1)
     temperature: float = param(
-        1.0, "diffpir, dds: share of the noise that is left on the way; 1 samples, 0 finds the best guess", 0, 1
+        0.5, "diffpir, dds: share of the noise that is left on the way; 1 samples, 0 finds one best guess", 0, 1
     )
-    slope: float = param(0.15, "uncertainty of a field over its change from voxel to voxel, beside its noise", 0, 10)
+    churn: float = param(0.0, "diffpir, dds: share of that noise that is drawn anew at each step", 0, 1)
+    strength: float = param(1.0, "diffpir: what the prior counts against the measurement", 1e-3, 1e3)
+    slope: float = param(0.07, "uncertainty of a field over its change from voxel to voxel, beside its noise", 0, 10)
+    finer_first_ppm: float = param(0.06, "first_ppm where the map is to be finer than the measurement", 1e-3, 8)
+    finer_strength: float = param(0.25, "strength where the map is to be finer than the measurement", 1e-3, 1e3)
     gamma: float = param(1.0, "dds: what keeps its CG near the prior's mean", 1e-6, 1e3)
     iterations: int = param(6, "diffpir, dds: CG iterations a step", 1, 200)
     xi: float = param(0.5, "dps: share of the misfit that a step makes up for", 1e-4, 10)

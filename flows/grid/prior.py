@@ -1,0 +1,148 @@
+"""A simulated scan -> what the diffusion prior is like: its seams, its cost, lesions, and what it makes of mere noise.
+
+Numbers for the page on the prior, beyond its accuracy on the grid; and the picture of the seams.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows.grid.score import Numbers, field_of, finite
+from models.diffusion.patches import Box, Patches
+from models.dipole import Dipole
+from models.gre import Simulation
+from pipeline.device import pick_device
+from pipeline.invert import invert
+from pipeline.quality import evaluate
+from pipeline.settings import Settings
+from pipeline.volumes import Field, Grid, bounding_box
+
+FIELD_SD_AT_SNR_30 = 0.001  # ppm, of echoes at 4, 12, 20 and 28 ms at 3 T with the decay of white matter
+CUT = 48  # edge of the patches whose seams are looked at: the smallest
+SEAMS: dict[str, dict[str, Any]] = {
+    "no overlap, fixed": {"overlap": 0, "shifting": False},
+    "no overlap, shifting": {"overlap": 0, "shifting": True},
+    "overlap 8, fixed (the seed's)": {"overlap": 8, "shifting": False},
+    "overlap 16, fixed": {"overlap": 16, "shifting": False},
+    "overlap 16, shifting (default)": {"overlap": 16, "shifting": True},
+}
+CURVE: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "diffpir": ({"sampler": "diffpir"}, (4, 8, 20, 50)),
+    "diffpir, as a sample": ({"sampler": "diffpir", "temperature": 1.0, "churn": 0.3}, (20, 50)),
+    "dds": ({"sampler": "dds"}, (8, 20, 50)),
+    "dps": ({"sampler": "dps", "first_ppm": 0.05}, (20, 100, 1000)),
+    "dps from noise": ({"sampler": "dps", "start": "noise"}, (1000,)),
+}
+
+
+def prior(scan: Simulation, snr: float, settings: Settings) -> Iterator[tuple[str, Numbers]]:
+    """Each row with the name of its table."""
+    tables: dict[str, Callable[[], Iterator[Numbers]]] = {
+        "seams": lambda: seams(scan, snr, settings),
+        "evaluations": lambda: curve(scan, snr, settings),
+        "lesions": lambda: lesions(settings),
+        "noise": lambda: invented(settings),
+    }
+    for name, rows in tables.items():
+        yield from ((name, row) for row in rows())
+
+
+def seams(scan: Simulation, snr: float, settings: Settings) -> Iterator[Numbers]:
+    """What is left of the cuts between patches: the mean squared step of chi across them over that elsewhere, over the
+    same of the map that was made as a whole."""
+    field, chi = field_of(scan, snr, pick_device(settings.device)), scan.head.chi_ppm
+    base = replace(settings.diffusion, samples=1, patch=0)
+    whole = invert(field, "diffusion", base).ppm
+    for name, how in SEAMS.items():
+        made = invert(field, "diffusion", replace(base, patch=CUT, **how)).ppm
+        energy = step_across(made, field.mask, how["overlap"]) / step_across(whole, field.mask, how["overlap"])
+        yield {"patches": name, "seam": energy, **_scores(made, chi, field.mask)}
+
+
+def curve(scan: Simulation, snr: float, settings: Settings) -> Iterator[Numbers]:
+    """Quality against evaluations of the network, one sample each."""
+    field = field_of(scan, snr, pick_device(settings.device))
+    for name, (how, counts) in CURVE.items():
+        for steps in counts:
+            params = replace(settings.diffusion, samples=1, steps=steps, **how)
+            began = time.perf_counter()
+            made = invert(field, "diffusion", params).ppm
+            seconds = time.perf_counter() - began
+            yield {"sampler": name, "evaluations": steps, "seconds": seconds,
+                   **_scores(made, scan.head.chi_ppm, field.mask)}  # fmt: skip
+
+
+def lesions(settings: Settings, methods: tuple[str, ...] = ("tv", "dip", "diffusion")) -> Iterator[Numbers]:
+    """A haemorrhage of +1 ppm, a calcification of -3 ppm and a weak sphere alone in a ball: the share of the moment
+    that comes back, summed over the sphere and the two voxels around it."""
+    for value in (1.0, -3.0, 0.1, -0.1):
+        field, chi, near = ball(value)
+        for method in methods:
+            made = invert(field, method, getattr(settings, method)).ppm
+            base = made[field.mask & ~near].mean() - chi[field.mask & ~near].mean()
+            share = float((made - base)[near].sum() / chi[near].sum())
+            yield {"chi_ppm": value, "method": method, "moment_percent": 100 * share}
+
+
+def invented(settings: Settings, methods: tuple[str, ...] = ("tv", "dip", "diffusion")) -> Iterator[Numbers]:
+    """What a method makes of an empty field with the noise of SNR 30 (four echoes at 3 T): mean and largest |chi|."""
+    sd = FIELD_SD_AT_SNR_30
+    field, _, _ = ball(0.0, sd)
+    for method in methods:
+        made = invert(field, method, getattr(settings, method)).ppm[field.mask].abs()
+        yield {"method": method, "field_sd_ppm": sd, "mean_ppm": float(made.mean()), "largest_ppm": float(made.max())}
+
+
+FIELD_SD_AT_SNR_30 = 0.001  # ppm, of echoes at 4, 12, 20 and 28 ms at 3 T with the decay of white matter
+
+
+def ball(value_ppm: float, sd_ppm: float = FIELD_SD_AT_SNR_30, n: int = 64) -> tuple[Field, Tensor, Tensor]:
+    """A field of one sphere in a ball of 1.5 mm voxels with noise; its chi; the sphere and two voxels around it."""
+    p = torch.stack(torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for _ in range(3)), indexing="ij"))
+    at = p - torch.tensor([5.0, -3.0, 4.0]).view(3, 1, 1, 1)
+    radius, inside = at.square().sum(0).sqrt(), p.square().sum(0).sqrt() < 0.47 * n
+    chi = value_ppm * (4.5 - radius).clamp(0, 1)
+    b0 = (0.1, 0.2, 1.0)
+    noise = sd_ppm * torch.randn(chi.shape, generator=torch.Generator().manual_seed(4))
+    ppm = Dipole(chi.shape, (1.5,) * 3, b0).forward(chi) + noise
+    grid = Grid.simple(chi.shape, (1.5,) * 3, b0)
+    return Field(ppm, torch.full_like(ppm, sd_ppm), inside, grid), chi, (radius < 6.5) & inside
+
+
+def step_across(chi: Tensor, mask: Tensor, overlap: int) -> float:
+    """Mean squared step of chi across the middles of the patches' overlaps, over that between all other neighbours."""
+    box = bounding_box(mask)
+    chi, mask = chi[box], mask[box]
+    boxes = Patches(CUT, overlap).boxes(chi.shape)
+    across, elsewhere = [], []
+    for axis in range(3):
+        n = chi.shape[axis]
+        step = chi.diff(dim=axis).square()
+        both = mask.narrow(axis, 1, n - 1) & mask.narrow(axis, 0, n - 1)
+        cuts = _cuts(boxes, axis)
+        here = torch.zeros(n - 1, dtype=torch.bool)
+        here[[c - 1 for c in cuts]] = True
+        shape = [1, 1, 1]
+        shape[axis] = n - 1
+        here = here.view(shape).expand_as(both)
+        across.append(step[both & here])
+        elsewhere.append(step[both & ~here])
+    return float(torch.cat(across).mean() / torch.cat(elsewhere).mean())
+
+
+def _cuts(boxes: list[Box], axis: int) -> list[int]:
+    """Where one patch gives way to the next."""
+    starts = sorted({(box[axis].start, box[axis].stop) for box in boxes})
+    return [(a[1] + b[0]) // 2 for a, b in pairwise(starts)]
+
+
+def _scores(made: Tensor, truth: Tensor, mask: Tensor) -> Numbers:
+    x, y = (v - v[mask].mean() for v in (made, truth))
+    return finite(evaluate(x.cpu(), y.cpu(), mask.cpu()))
