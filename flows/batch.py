@@ -178,7 +178,7 @@ def work(batch: Batch, jobs: Iterable[Job]) -> None:
     if todo:
         batch.on_work(len(todo))
         page = Page(batch.output)
-        started, terms = time.monotonic(), replace(batch.terms, workers=_at_once(batch.terms, todo))
+        started, terms = time.monotonic(), replace(batch.terms, workers=as_fits(batch.terms, todo))
         with _signals(), Crew(batch.output, terms, lambda job: _watch(batch, job)) as crew:
             with orchestrator(batch.output / ".chiron" / "prefect", meanwhile=lambda: crew.start(len(todo))):
                 for end in crew.work(todo):
@@ -223,9 +223,9 @@ def _withdraw(output: Path, jobs: list[Job]) -> None:
             (folder / NEXT).unlink(missing_ok=True)
 
 
-def _at_once(terms: Terms, jobs: list[Job]) -> int:
-    """How many scans: as the terms say, where there is memory for the largest of them."""
-    finest = max((job.settings.upsample for job in jobs), key=prod)
+def as_fits(terms: Terms, jobs: list[Job]) -> int:
+    """How many scans at once: as the terms say, where there is memory for the largest of them."""
+    finest = max((job.settings.upsample for job in jobs), key=prod, default=(1.0, 1.0, 1.0))
     return min(terms.workers, fits([job.scan for job in jobs], finest))
 
 

@@ -14,6 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -199,16 +200,22 @@ def _left(site: Site, jobs: Sequence[str], began: datetime) -> list[str]:
 
 def _reconstruct(site: Site, jobs: Sequence[str]) -> Iterator[str]:
     """How each scan ended: a word, or a code."""
-    from flows.batch import machine_terms
+    from flows.batch import as_fits, machine_terms
     from flows.crew import Crew
     from pipeline.recipe import Job
 
-    folders = [private(site.output) / "work" / job for job in jobs]
-    known = [folder for folder in folders if any((folder / name).exists() for name in (NEXT, TAKEN))]
-    yield from ["gone"] * (len(jobs) - len(known))
+    ready = []
+    for folder in (private(site.output) / "work" / job for job in jobs):
+        if not any((folder / name).exists() for name in (NEXT, TAKEN)):
+            yield "gone"
+            continue
+        try:
+            ready.append(Job.load(folder, next=True))
+        except (OSError, ValueError, KeyError, TypeError):  # one damaged job stops no other
+            yield "damaged"
     terms = machine_terms(site.parsed_settings(), site.workers, time_limit_s=site.time_limit_s)
-    with Crew(site.output, terms) as crew:
-        for end in crew.work(Job.load(folder, next=True) for folder in known):
+    with Crew(site.output, replace(terms, workers=as_fits(terms, ready))) as crew:
+        for end in crew.work(ready):
             yield end.code or end.how
 
 

@@ -90,7 +90,7 @@ class _Timed(Silent):
         self.turned = now if share < self.share else self.turned
         self.share = share
         seconds = self.forecast.seconds_left(self.name, share, now - self.turned)
-        return f"about {_duration(seconds)} left" if seconds >= 1 else ""
+        return f"about {duration(seconds)} left" if seconds >= 1 else ""
 
 
 class Lines(_Timed):
@@ -178,7 +178,7 @@ class Board:
     def _show(self) -> None:
         if self.bars and self.total is not None:
             rest = (time.monotonic() - self.started) / max(self.done, 1) * (self.scans - self.done)
-            left = f"about {_duration(rest)} left" if self.done and rest >= 1 else ""
+            left = f"about {duration(rest)} left" if self.done and rest >= 1 else ""
             said = f"{self.done} of {self.scans} scans"
             self.bars.update(self.total, completed=float(self.done), description=said, left=left)
 
@@ -206,5 +206,6 @@ def watching(console: Console, name: str, title: str) -> Iterator[Callable[[floa
         shown.close()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In words as short as a column needs."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.grid.cells import CELLS, QUICK, Anatomy, anatomies, finer_head, scan
 from flows.grid.finer import super_resolution
-from flows.grid.prior import prior
+from flows.grid.prior import looked_at
 from flows.grid.score import Numbers, dipole, whole
 from pipeline.settings import Settings
 
@@ -88,7 +88,7 @@ def _score(
             scores.super_resolution.append(which | row)
             say(f"{name}, {anatomy.name}, super-resolution: {_brief(row)}")
     if "prior" in parts:
-        for table, row in prior(scanned, cell.snr, scores.settings):
+        for table, row in looked_at(scanned, cell.snr, scores.settings):
             scores.prior.setdefault(table, []).append(which | row)
             say(f"{name}, {anatomy.name}, {table}: {_brief(row)}")
 

@@ -79,7 +79,7 @@ PRIOR: dict[str, tuple[str, dict[str, str]]] = {
         {"seam": "seam", "nrmse": "NRMSE", "xsim": "XSIM"},
     ),
     "evaluations": (
-        "Quality against evaluations of the network, one sample each.",
+        "Quality against evaluations of the network, one sample each, on the middle 48 x 56 x 48 voxels alone.",
         {"evaluations": "evaluations", "nrmse": "NRMSE", "hfen": "HFEN", "xsim": "XSIM", "seconds": "s"},
     ),
     "lesions": (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flows.grid.score import Numbers, field_of, finite
+from flows.heads import noisy
 from models.diffusion.patches import Box, Patches
 from models.dipole import Dipole
 from models.gre import Simulation
@@ -25,6 +26,7 @@ from pipeline.settings import Settings
 from pipeline.volumes import Field, Grid, bounding_box
 
 FIELD_SD_AT_SNR_30 = 0.001  # ppm, of echoes at 4, 12, 20 and 28 ms at 3 T with the decay of white matter
+BLOCK = (48, 56, 48)
 CUT = 48  # edge of the patches whose seams are looked at: the smallest
 SEAMS: dict[str, dict[str, Any]] = {
     "no overlap, fixed": {"overlap": 0, "shifting": False},
@@ -34,16 +36,16 @@ SEAMS: dict[str, dict[str, Any]] = {
     "overlap 16, shifting (default)": {"overlap": 16, "shifting": True},
 }
 CURVE: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "diffpir": ({"sampler": "diffpir"}, (4, 8, 20, 50)),
-    "diffpir, as a sample": ({"sampler": "diffpir", "temperature": 1.0, "churn": 0.3}, (20, 50)),
-    "dds": ({"sampler": "dds"}, (8, 20, 50)),
-    "dps": ({"sampler": "dps", "first_ppm": 0.05}, (20, 100, 1000)),
+    "diffpir": ({"sampler": "diffpir"}, (4, 10, 20, 50)),
+    "diffpir, temperature 1": ({"sampler": "diffpir", "temperature": 1.0}, (20, 50)),
+    "dds": ({"sampler": "dds"}, (10, 20, 50)),
+    "dps": ({"sampler": "dps", "first_ppm": 0.05}, (50, 200, 1000)),
     "dps from noise": ({"sampler": "dps", "start": "noise"}, (1000,)),
 }
 
 
-def prior(scan: Simulation, snr: float, settings: Settings) -> Iterator[tuple[str, Numbers]]:
-    """Each row with the name of its table."""
+def looked_at(scan: Simulation, snr: float, settings: Settings) -> Iterator[tuple[str, Numbers]]:
+    """All of it: each row with the name of its table."""
     tables: dict[str, Callable[[], Iterator[Numbers]]] = {
         "seams": lambda: seams(scan, snr, settings),
         "evaluations": lambda: curve(scan, snr, settings),
@@ -67,22 +69,36 @@ def seams(scan: Simulation, snr: float, settings: Settings) -> Iterator[Numbers]
 
 
 def curve(scan: Simulation, snr: float, settings: Settings) -> Iterator[Numbers]:
-    """Quality against evaluations of the network, one sample each."""
-    field = field_of(scan, snr, pick_device(settings.device))
+    """Quality against evaluations of the network, one sample each, on the middle of the head; `tv` takes none."""
+    field, chi = block(scan, snr)
+    yield {"sampler": "tv", "evaluations": 0, **_scores(invert(field, "tv", settings.tv).ppm, chi, field.mask)}
     for name, (how, counts) in CURVE.items():
         for steps in counts:
             params = replace(settings.diffusion, samples=1, steps=steps, **how)
             began = time.perf_counter()
             made = invert(field, "diffusion", params).ppm
             seconds = time.perf_counter() - began
-            yield {"sampler": name, "evaluations": steps, "seconds": seconds,
-                   **_scores(made, scan.head.chi_ppm, field.mask)}  # fmt: skip
+            yield {"sampler": name, "evaluations": steps, "seconds": seconds, **_scores(made, chi, field.mask)}
 
 
-def lesions(settings: Settings, methods: tuple[str, ...] = ("tv", "dip", "diffusion")) -> Iterator[Numbers]:
+def block(scan: Simulation, snr: float) -> tuple[Field, Tensor]:
+    """The middle of the brain by itself, of `BLOCK` voxels, with the field that it would have and the scan's noise."""
+    whole = field_of(scan, snr, torch.device("cpu"))
+    box = tuple(slice(max(0, (n - b) // 2), (n + b) // 2) for n, b in zip(whole.mask.shape, BLOCK, strict=True))
+    mask, sd, chi = whole.mask[box], whole.sd_ppm[box], scan.head.chi_ppm[box]
+    chi = torch.where(mask, chi - chi[mask].mean(), 0)
+    ppm = Dipole(chi.shape, scan.voxel_size_mm, scan.b0_dir).forward(chi)
+    return Field(noisy(ppm, sd, seed=3), sd, mask, Grid.simple(chi.shape, scan.voxel_size_mm, scan.b0_dir)), chi
+
+
+def lesions(
+    settings: Settings,
+    methods: tuple[str, ...] = ("tv", "dip", "diffusion"),
+    values_ppm: tuple[float, ...] = (1.0, -3.0, 0.1, -0.1),
+) -> Iterator[Numbers]:
     """A haemorrhage of +1 ppm, a calcification of -3 ppm and a weak sphere alone in a ball: the share of the moment
     that comes back, summed over the sphere and the two voxels around it."""
-    for value in (1.0, -3.0, 0.1, -0.1):
+    for value in values_ppm:
         field, chi, near = ball(value)
         for method in methods:
             made = invert(field, method, getattr(settings, method)).ppm

@@ -18,7 +18,7 @@ from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError
 from pipeline.find import Export, Ignored, Scan, SetAside, find
 from pipeline.find.listing import list_files
-from pipeline.find.scan import reason
+from pipeline.find.scan import UNKNOWN, reason
 from pipeline.identity import Labels, load_labels
 from pipeline.publish import prepare
 
@@ -131,7 +131,7 @@ class _Visit:
         except Exception as error:  # of one study, which must not keep all others from being taken
             found = f"an unexpected {type(error).__name__} while headers were read"
             fault = ChironError("R005", found, "none", "Send the headers, not the images, to the developers.")
-            return Export((), (SetAside("unknown", fault.code, reason(fault), len(paths)),), (), len(paths))
+            return Export((), (SetAside(UNKNOWN, fault.code, reason(fault), len(paths)),), (), len(paths))
 
 
 def _together(names: list[str]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from flows.night.counting import WORDS, Counts, by_kind, causes, headline, tally
 from flows.night.standing import KINDS, Entry, Night, clock, look
+from flows.watch import duration
 from pipeline.errors import ChironError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _title(found: Counts) -> str:
 
 def _row(entry: Entry, picture: str) -> Row:
     codes = (entry.code,) if entry.code else tuple(entry.warnings)
-    took = "" if entry.seconds is None else _duration(entry.seconds)
+    took = "" if entry.seconds is None else duration(entry.seconds)
     methods = ", ".join(entry.record["methods"][:1])
     link = quote(entry.report)
     return Row(entry.label, link, picture, codes, tuple(entry.reasons), methods, took, entry.when)
@@ -137,10 +138,6 @@ def _span(entries: Sequence[Entry]) -> str:
     moments = [entry.finished for entry in entries]
     first, last = clock(min(moments)), clock(max(moments))
     return f"{first} to {last}" if first != last else first
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 @cache

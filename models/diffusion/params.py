@@ -31,7 +31,7 @@ class Diffusion:
     slope: float = param(0.07, "uncertainty of a field over its change from voxel to voxel, beside its noise", 0, 10)
     finer_first_ppm: float = param(0.06, "first_ppm where the map is to be finer than the measurement", 1e-3, 8)
     finer_strength: float = param(0.25, "strength where the map is to be finer than the measurement", 1e-3, 1e3)
-    gamma: float = param(1.0, "dds: what keeps its CG near the prior's mean", 1e-6, 1e3)
+    gamma: float = param(100.0, "dds: what keeps its CG near the prior's mean", 1e-6, 1e6)
     iterations: int = param(6, "diffpir, dds: CG iterations a step", 1, 200)
     xi: float = param(0.5, "dps: share of the misfit that a step makes up for", 1e-4, 10)
     patch: int = param(96, "largest edge of a patch in voxels; 0: the whole volume at once", 0, 4096)
