@@ -21,7 +21,7 @@ from models.diffusion.process import SCALE_PPM
 from models.dipole import Dipole
 from models.found import Found
 from pipeline.errors import ChironError
-from pipeline.invert import PADDING, reference
+from pipeline.invert import PADDING, invert, reference
 from pipeline.learned import as_memory_allows, card_of
 from pipeline.noise import noise_level
 from pipeline.unlearned import unlearned
@@ -69,20 +69,32 @@ def invert_finer(
     progress: Progress = lambda share, word: None,
 ) -> Susceptibility:
     """Dipole inversion onto a finer grid (SR-DipInv), referenced to its mean in the mask. Arguments and errors as for
-    `refine`; the field brings its noise."""
+    `refine`; the field brings its noise.
+
+    The field is inverted at its own size first, and that map refined: sampling from all the frequencies that are
+    missing under the guidance of the field alone was further from the truth.
+    """
     params = params or diffusion.Diffusion()
-    place = _place(given.mask, given.grid, upsample)
-    inside = given.mask[place.coarse]
-    field = torch.where(inside, given.ppm[place.coarse], 0)
-    field = torch.where(inside, field - field[inside].mean(), 0)
-    weight = _weight(given.sd_ppm[place.coarse], inside)
-    start = None
-    if params.start != "noise":
-        coarse = _dipole(given.grid, inside)
-        start = cubic(diffusion.STARTS[params.start](field, weight, coarse), place.shape)
-    found = _sampled("SR-DipInv", diffusion.of_coarse_field, field, weight, start, place, params, progress)
+    first = invert(given, "diffusion", params, lambda share, word: progress(share / 3, word))
+    found = refine(first, upsample, params, lambda share, word: progress((1 + 2 * share) / 3, word))
+    misfit = _misfit(given, found, _place(given.mask, given.grid, upsample), params)
     made, centre = reference(found.ppm, found.mask)
-    return replace(found, ppm=made, facts={**found.facts, "reference": centre})
+    facts = found.facts | {"task": "SR-DipInv", "data_misfit": misfit, "reference": centre, "first": first.facts}
+    seen = unlearned(_card(params), found.grid.voxel_size_mm, made, found.mask, misfit**0.5)
+    return replace(found, ppm=made, facts=facts | seen)
+
+
+def _misfit(given: Field, found: Susceptibility, place: _Place, params: diffusion.Diffusion) -> float:
+    """Mean square of what the finer map leaves of the coarser field, in units of its noise."""
+    mask, field = given.mask[place.coarse], given.ppm[place.coarse]
+    weight = diffusion.doubted(field, _weight(given.sd_ppm[place.coarse], mask), params.slope)
+    inside = place.mask[place.fine]
+    measured = diffusion.of_coarse_field(torch.where(mask, field, 0), weight, inside, _dipole(place.grid, inside))
+    return measured.misfit(found.ppm[place.fine] / SCALE_PPM)
+
+
+def _card(params: diffusion.Diffusion) -> dict[str, Any]:
+    return card_of("diffusion", params) or {}
 
 
 def cubic(volume: Tensor, shape: Sequence[int]) -> Tensor:
@@ -196,7 +208,7 @@ def _sampled(
         "voxel_size_mm": place.grid.voxel_size_mm,
         **found.facts,
         **unlearned(
-            card_of("diffusion", params) or {},
+            _card(params),
             place.grid.voxel_size_mm,
             found.chi_ppm,
             inside,

@@ -35,7 +35,7 @@ def test_the_shipped_weights_are_those_of_their_card_and_say_what_they_learned()
 
 def test_it_is_better_than_the_map_that_it_begins_with(scan: Simulation) -> None:
     """On a block of a head that it never saw, with the field that the block alone would have."""
-    field, chi = prior.block(scan, 50.0)
+    field, chi = prior.block(scan, 50.0, prior.BLOCK)
     error = {
         method: nrmse(invert(field, method).ppm, chi - chi[field.mask].mean(), field.mask)
         for method in ("tv", "diffusion")
@@ -53,11 +53,14 @@ def test_it_invents_next_to_nothing_from_noise() -> None:
     assert row["mean_ppm"] < 0.002 and row["largest_ppm"] < 0.02
 
 
-def test_patches_leave_no_seams_where_they_overlap(scan: Simulation) -> None:
-    """On voxels of 3 mm the head is two patches long: the steps across the cuts are those of a map made at once."""
-    field = prior.field_of(scan, 50.0, torch.device("cpu"))
-    params = Diffusion(samples=1, steps=4)
-    whole = invert(field, "diffusion", replace(params, patch=0)).ppm
-    made = invert(field, "diffusion", replace(params, patch=48)).ppm
-    assert prior.step_across(made, field.mask, 16) == pytest.approx(prior.step_across(whole, field.mask, 16), rel=0.1)
-    assert float((made - whole).norm() / whole.norm()) < 0.1
+def test_patches_leave_no_seams_where_they_overlap() -> None:
+    """One evaluation of heavy noise: without overlap the cuts are seen, with it they are not."""
+    coarse = torch.randn((1, 1, 12, 6, 6), generator=torch.Generator().manual_seed(2))
+    chi = 0.04 * torch.nn.functional.interpolate(coarse, size=(96, 48, 48), mode="trilinear")[0, 0]
+    inside = torch.ones_like(chi, dtype=torch.bool)
+    alone = prior.one_evaluation(chi, inside, Diffusion(patch=0))
+    seam = {}
+    for name, how in prior.SEAMS.items():
+        params = replace(Diffusion(), patch=48, **how)
+        seam[name] = prior.step_across(prior.one_evaluation(chi, inside, params) - alone, inside, params.overlap)
+    assert seam["no overlap, fixed"] > 2 and seam["overlap 16, shifting (default)"] < 1.2, seam

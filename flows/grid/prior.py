@@ -6,7 +6,7 @@ Numbers for the page on the prior, beyond its accuracy on the grid; and the pict
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from flows.grid.score import Numbers, field_of, finite
 from flows.heads import noisy
+from models.diffusion import Diffusion, Walk
 from models.diffusion.patches import Box, Patches
+from models.diffusion.process import SCALE_PPM
 from models.dipole import Dipole
 from models.gre import Simulation
-from pipeline.device import pick_device
 from pipeline.invert import invert
 from pipeline.quality import evaluate
 from pipeline.settings import Settings
@@ -27,6 +28,7 @@ from pipeline.volumes import Field, Grid, bounding_box
 
 FIELD_SD_AT_SNR_30 = 0.001  # ppm, of echoes at 4, 12, 20 and 28 ms at 3 T with the decay of white matter
 BLOCK = (48, 56, 48)
+HEAVY_PPM = 0.1
 CUT = 48  # edge of the patches whose seams are looked at: the smallest
 SEAMS: dict[str, dict[str, Any]] = {
     "no overlap, fixed": {"overlap": 0, "shifting": False},
@@ -57,20 +59,35 @@ def looked_at(scan: Simulation, snr: float, settings: Settings) -> Iterator[tupl
 
 
 def seams(scan: Simulation, snr: float, settings: Settings) -> Iterator[Numbers]:
-    """What is left of the cuts between patches: the mean squared step of chi across them over that elsewhere, over the
-    same of the map that was made as a whole."""
-    field, chi = field_of(scan, snr, pick_device(settings.device)), scan.head.chi_ppm
+    """What the cuts between patches leave: of the difference to the volume that was made as a whole, the mean squared
+    step across the cuts over that elsewhere. `seam` is of one evaluation, the prior's mean of the true map under noise
+    of `HEAVY_PPM`; `guided` of the map from the field. On the middle of the head, of whole patches; smaller heads have
+    none.
+    """
+    size = [(s.stop - s.start) // CUT * CUT for s in bounding_box(scan.head.brain.bool(), margin=0)]
+    if max(size) == CUT:
+        return
+    field, chi = block(scan, snr, size)
     base = replace(settings.diffusion, samples=1, patch=0)
-    whole = invert(field, "diffusion", base).ppm
+    whole, alone = invert(field, "diffusion", base).ppm, one_evaluation(chi, field.mask, base)
     for name, how in SEAMS.items():
-        made = invert(field, "diffusion", replace(base, patch=CUT, **how)).ppm
-        energy = step_across(made, field.mask, how["overlap"]) / step_across(whole, field.mask, how["overlap"])
-        yield {"patches": name, "seam": energy, **_scores(made, chi, field.mask)}
+        params, overlap = replace(base, patch=CUT, **how), how["overlap"]
+        made = invert(field, "diffusion", params).ppm
+        once = one_evaluation(chi, field.mask, params)
+        yield {"patches": name, "seam": step_across(once - alone, field.mask, overlap),
+               "guided": step_across(made - whole, field.mask, overlap)}  # fmt: skip
+
+
+def one_evaluation(chi_ppm: Tensor, inside: Tensor, params: Diffusion) -> Tensor:
+    """The prior's mean of a map under heavy noise, in units, cut as the parameters say."""
+    sigma = HEAVY_PPM / SCALE_PPM
+    noise = torch.randn(inside.shape, generator=torch.Generator().manual_seed(5))
+    return Walk(params, inside)(inside * (chi_ppm / SCALE_PPM + sigma * noise), sigma)
 
 
 def curve(scan: Simulation, snr: float, settings: Settings) -> Iterator[Numbers]:
     """Quality against evaluations of the network, one sample each, on the middle of the head; `tv` takes none."""
-    field, chi = block(scan, snr)
+    field, chi = block(scan, snr, BLOCK)
     yield {"sampler": "tv", "evaluations": 0, **_scores(invert(field, "tv", settings.tv).ppm, chi, field.mask)}
     for name, (how, counts) in CURVE.items():
         for steps in counts:
@@ -81,10 +98,11 @@ def curve(scan: Simulation, snr: float, settings: Settings) -> Iterator[Numbers]
             yield {"sampler": name, "evaluations": steps, "seconds": seconds, **_scores(made, chi, field.mask)}
 
 
-def block(scan: Simulation, snr: float) -> tuple[Field, Tensor]:
-    """The middle of the brain by itself, of `BLOCK` voxels, with the field that it would have and the scan's noise."""
+def block(scan: Simulation, snr: float, size: Sequence[int]) -> tuple[Field, Tensor]:
+    """The middle of the brain by itself, of so many voxels, with the field that it would have and the scan's noise."""
     whole = field_of(scan, snr, torch.device("cpu"))
-    box = tuple(slice(max(0, (n - b) // 2), (n + b) // 2) for n, b in zip(whole.mask.shape, BLOCK, strict=True))
+    middle = [(s.start + s.stop) // 2 for s in bounding_box(whole.mask, margin=0)]
+    box = tuple(slice(max(0, m - b // 2), m - b // 2 + b) for m, b in zip(middle, size, strict=True))
     mask, sd, chi = whole.mask[box], whole.sd_ppm[box], scan.head.chi_ppm[box]
     chi = torch.where(mask, chi - chi[mask].mean(), 0)
     ppm = Dipole(chi.shape, scan.voxel_size_mm, scan.b0_dir).forward(chi)
@@ -133,18 +151,15 @@ def ball(value_ppm: float, sd_ppm: float = FIELD_SD_AT_SNR_30, n: int = 64) -> t
 
 
 def step_across(chi: Tensor, mask: Tensor, overlap: int) -> float:
-    """Mean squared step of chi across the middles of the patches' overlaps, over that between all other neighbours."""
-    box = bounding_box(mask)
-    chi, mask = chi[box], mask[box]
+    """Mean squared step across the middles of the patches' overlaps, over that between all other neighbours."""
     boxes = Patches(CUT, overlap).boxes(chi.shape)
     across, elsewhere = [], []
     for axis in range(3):
         n = chi.shape[axis]
         step = chi.diff(dim=axis).square()
         both = mask.narrow(axis, 1, n - 1) & mask.narrow(axis, 0, n - 1)
-        cuts = _cuts(boxes, axis)
         here = torch.zeros(n - 1, dtype=torch.bool)
-        here[[c - 1 for c in cuts]] = True
+        here[[c - 1 for c in _cuts(boxes, axis)]] = True
         shape = [1, 1, 1]
         shape[axis] = n - 1
         here = here.view(shape).expand_as(both)

@@ -31,6 +31,7 @@ from models.half import half
 __all__ = [
     "Diffusion",
     "Found",
+    "doubted",
     "learned",
     "needed_bytes",
     "of_coarse",
