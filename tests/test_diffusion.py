@@ -235,7 +235,7 @@ def test_with_a_gaussian_prior_diffpir_draws_from_the_posterior() -> None:
     m = of_field(field, weight, dipole)
     wiener = lambda z, sigma: z / (1 + sigma**2)  # noqa: E731
     known = m.nearest(torch.zeros(SHAPE), 1.0, 200)
-    params = replace(QUICK, steps=30, iterations=10)
+    params = replace(QUICK, steps=30, iterations=10, temperature=1.0, churn=0.3, first_ppm=0.03)
     maps = torch.stack([walked("diffpir", wiener, m, replace(params, seed=seed)) for seed in range(6)])
     spread = float(maps.std(0)[m.inside].mean())
     assert 0.7 < spread < 1
