@@ -16,6 +16,9 @@ from pipeline.quality import nrmse
 from pipeline.settings import Settings
 
 
+ONE_SAMPLE = Settings(device="cpu", diffusion=Diffusion(samples=1))
+
+
 @pytest.fixture(scope="module")
 def scan() -> Simulation:
     cell = Cell((3.0, 3.0, 3.0), snr=50.0, b0_dir=(0.2, 0.1, 1.0))
@@ -44,12 +47,12 @@ def test_it_is_better_than_the_map_that_it_begins_with(scan: Simulation) -> None
 
 
 def test_lesions_come_back_with_their_sign_and_moment() -> None:
-    for row in prior.lesions(Settings(device="cpu"), ("diffusion",), (1.0, -3.0)):
+    for row in prior.lesions(ONE_SAMPLE, ("diffusion",), (1.0, -3.0)):
         assert 90 < row["moment_percent"] < 110, row
 
 
 def test_it_invents_next_to_nothing_from_noise() -> None:
-    (row,) = prior.invented(Settings(device="cpu"), ("diffusion",))
+    (row,) = prior.invented(ONE_SAMPLE, ("diffusion",))
     assert row["mean_ppm"] < 0.002 and row["largest_ppm"] < 0.02
 
 
