@@ -15,7 +15,6 @@ from pipeline.invert import invert
 from pipeline.quality import nrmse
 from pipeline.settings import Settings
 
-
 ONE_SAMPLE = Settings(device="cpu", diffusion=Diffusion(samples=1))
 
 
