@@ -16,7 +16,7 @@ from scipy.ndimage import zoom
 from torch import Tensor
 
 from models import diffusion
-from models.diffusion.measured import Lowpass, Measured
+from models.diffusion.measured import Lowpass
 from models.diffusion.process import SCALE_PPM
 from models.dipole import Dipole
 from models.found import Found
@@ -54,8 +54,7 @@ def refine(
     if sd_ppm is None:
         sd_ppm = torch.full_like(given.ppm, noise_level(given.ppm, given.mask, SMALLEST_MAP_NOISE_PPM))
     start = None if params.start == "noise" else cubic(chi, place.shape)
-    weight = _weight(sd_ppm[place.coarse], inside)
-    found = _sampled("SR", diffusion.of_coarse, chi, weight, start, place, params, progress)
+    found = _sampled(chi, _weight(sd_ppm[place.coarse], inside), start, place, params, progress)
     before = float(given.ppm[given.mask].mean())
     made, centre = reference(found.ppm, found.mask)
     facts = {**found.facts, "reference": {**centre, "region": "that of the coarser map", "given_mean_ppm": before}}
@@ -67,19 +66,21 @@ def invert_finer(
     upsample: Sequence[float],
     params: diffusion.Diffusion | None = None,
     progress: Progress = lambda share, word: None,
+    first: Susceptibility | None = None,
 ) -> Susceptibility:
     """Dipole inversion onto a finer grid (SR-DipInv), referenced to its mean in the mask. Arguments and errors as for
     `refine`; the field brings its noise.
 
-    The field is inverted at its own size first, and that map refined: sampling from all the frequencies that are
-    missing under the guidance of the field alone was further from the truth.
+    The field is inverted at its own size first, unless that map is given as `first`, and the map refined: sampling from
+    all the frequencies that are missing under the guidance of the field alone was further from the truth.
     """
     params = params or diffusion.Diffusion()
-    first = invert(given, "diffusion", params, lambda share, word: progress(share / 3, word))
+    if first is None:
+        first = invert(given, "diffusion", params, lambda share, word: progress(share / 3, word))
     found = refine(first, upsample, params, lambda share, word: progress((1 + 2 * share) / 3, word))
     misfit = _misfit(given, found, _place(given.mask, given.grid, upsample), params)
     made, centre = reference(found.ppm, found.mask)
-    facts = found.facts | {"task": "SR-DipInv", "data_misfit": misfit, "reference": centre, "first": first.facts}
+    facts = found.facts | {"task": "SR-DipInv", "data_misfit": misfit, "reference": centre}
     seen = unlearned(_card(params), found.grid.voxel_size_mm, made, found.mask, misfit**0.5)
     return replace(found, ppm=made, facts=facts | seen)
 
@@ -178,31 +179,29 @@ def _dipole(grid: Grid, inside: Tensor) -> Dipole:
 
 
 def _sampled(
-    task: str,
-    measure: Callable[[Tensor, Tensor, Tensor, Dipole], Measured],
-    value: Tensor,
+    chi: Tensor,
     weight: Tensor,
     start: Tensor | None,
     place: _Place,
     params: diffusion.Diffusion,
     progress: Progress,
 ) -> Susceptibility:
-    """The mean of the samples that the measurement allows, on the whole of the finer grid; and what is unlike what the
+    """The mean of the samples that the coarser map allows, on the whole of the finer grid; and what is unlike what the
     network has learned from."""
     inside = place.mask[place.fine]
     dipole = _dipole(place.grid, inside)
     params = replace(params, first_ppm=params.finer_first_ppm, strength=params.finer_strength)
 
     def work(device: torch.device, own: diffusion.Diffusion) -> Found:
-        measured = measure(value.to(device), weight.to(device), inside.to(device), dipole.to(device))
+        measured = diffusion.of_coarse(chi.to(device), weight.to(device), inside.to(device), dipole.to(device))
         found = diffusion.sample(measured, None if start is None else start.to(device), own, progress)
         return replace(found, facts=found.facts | {"data_misfit": measured.misfit(found.chi_ppm / SCALE_PPM)})
 
-    found, too_large = as_memory_allows("diffusion", work, inside.shape, value.device, params)
+    found, too_large = as_memory_allows("diffusion", work, inside.shape, chi.device, params)
     if not bool(torch.isfinite(found.chi_ppm).all()):
         raise ChironError("M001", "diffusion left values that are not finite", "a finite map")
     facts: dict[str, Any] = {
-        "task": task,
+        "task": "SR",
         "parameters": asdict(params),
         "grid": place.grid.json(),
         "voxel_size_mm": place.grid.voxel_size_mm,

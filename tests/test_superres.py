@@ -168,6 +168,21 @@ def test_a_field_is_inverted_onto_finer_voxels() -> None:
     assert made.grid.voxel_size_mm == (1, 1, 1)
 
 
+def test_a_map_that_there_is_already_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, fine = (16, 15, 14), (32, 30, 28)
+    field = coarse_field(shape, fine)
+    given = finer.invert(field, "diffusion", QUICK)
+    whole = finer.invert_finer(field, (2, 2, 2), QUICK)
+    monkeypatch.setattr(finer, "invert", None)
+    torch.testing.assert_close(finer.invert_finer(field, (2, 2, 2), QUICK, first=given).ppm, whole.ppm)
+    stages = {
+        method: next(s for s in recipe(load(method=method, device="cpu", upsample=2)) if s.name == "upsample")
+        for method in ("diffusion", "tkd")
+    }
+    assert "invert-diffusion" in stages["diffusion"].after
+    assert stages["tkd"].after == ("convert", "background")
+
+
 def test_where_memory_is_short_patches_are_smaller_and_what_is_not_finite_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -280,7 +295,7 @@ def test_a_scan_has_a_finer_map_beside_its_own_where_asked(tmp_path: Path, monke
     assert record["settings"]["upsample"] == [2, 1.5, 1] and "upsample" in [s["stage"] for s in record["stages"]]
     assert record["methods"][0] == "tkd" and any("Xiong" in paper for paper in record["citations"])
     assert [w["stage"] for w in record["warnings"] if w["code"] == "M004"] == ["upsample"]  # 3 x 4 x 6 mm
-    assert "on finer voxels was sampled" in report
+    assert "on finer voxels was made" in report
     assert scan_bytes(one, (2, 2, 2)) > scan_bytes(one)
 
 

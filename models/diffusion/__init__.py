@@ -1,8 +1,8 @@
 """A measurement and its noise -> susceptibility by a diffusion prior: DM-QSM, one prior for three tasks.
 
 A score-based generative model of susceptibility (Song 2021, arXiv 2011.13456), learned from simulated heads and shapes
-without any field, is sampled under the guidance of what was measured: the local field (DipInv), a coarser map (SR) or
-the field of one (SR-DipInv). Orientation, voxel size and task enter by the operator alone.
+without any field, is sampled under the guidance of what was measured: the local field (DipInv), a coarser map (SR), or
+the one after the other (SR-DipInv). Orientation, voxel size and task enter by the operator alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What was measured of a map, and with what noise -> how far a map is from it, and the map near another that fits it.
 
-Three tasks share one prior and differ only here: the local field (DipInv), a coarser map (SR), the coarser field of a
-finer map (SR-DipInv). Maps are in units of `SCALE_PPM`, measurements too.
+Tasks share one prior and differ only here: the local field (DipInv), a coarser map (SR); the coarser field of a finer
+map tells how well the two one after the other (SR-DipInv) agree with it. Maps are in units of `SCALE_PPM`,
+measurements too.
 """
 
 from __future__ import annotations

@@ -85,12 +85,15 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
 
 
 def _finer(settings: Settings) -> tuple[Stage, ...]:
-    """The map on finer voxels, where one is asked for; it is referred to fluid as the published one is."""
+    """The map on finer voxels, where one is asked for; it begins with the scan's own by the same prior, where there is
+    one, and is referred to fluid as the published one is."""
     if not finer(settings):
         return ()
-    published = (f"invert-{chosen_methods(settings)[0]}",) if settings.reference.region == "csf" else ()
+    methods = chosen_methods(settings)
+    own = ["invert-diffusion"] if "diffusion" in methods else []
+    published = [f"invert-{methods[0]}"] if settings.reference.region == "csf" else []
     reads = ("device", "reference", "upsample", "diffusion")
-    after = ("convert", "background", *published)
+    after = ("convert", "background", *dict.fromkeys([*own, *published]))
     return (Stage("upsample", 1, after, reads, stages.upsample, "inverting onto finer voxels", on_card=True),)
 
 

@@ -194,7 +194,12 @@ def upsample(inputs: Inputs) -> Made:
 
     def make() -> Made:
         field, settings = inputs.local_field(), inputs.settings
-        found = invert_finer(field, settings.upsample, settings.diffusion, inputs.progress)
+        own = inputs.done.get("invert-diffusion")
+        first = None
+        if own and "diverged" not in own.facts:
+            chi = own.array("chi_ppm", inputs.device)
+            first = Susceptibility(chi, field.mask, field.grid, "diffusion", own.facts)
+        found = invert_finer(field, settings.upsample, settings.diffusion, inputs.progress, first)
         chi, facts = found.ppm, {"method": found.method, **found.facts}
         if settings.reference.region == "csf":
             beside = inputs.done[f"invert-{chosen_methods(settings)[0]}"]

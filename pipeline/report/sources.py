@@ -63,7 +63,7 @@ _INVERTED = {
 _BESIDE = {
     "arlo": "R2* was fitted to the magnitudes by ARLO.",
     "loglinear": "R2* was fitted to the logarithm of the magnitudes, weighted by their noise, its floor taken off.",
-    "SR-DipInv": "A further map on finer voxels was sampled by a diffusion prior that the same field guided.",
+    "SR-DipInv": "A further map on finer voxels was made from that of the same field by a diffusion prior.",
     "swi": "Susceptibility-weighted images were made of magnitudes and local field in the manner of CLEAR-SWI.",
 }
 _NAMED = (
