@@ -7,7 +7,8 @@ import math
 import pickle
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,10 +36,17 @@ class Trainer:
     """Network, running mean of its weights, optimiser, steps and seconds so far: what a checkpoint holds.
 
     In a group of processes (`torch.distributed`) each has its own batches, and all take the step of their mean slope.
+    `beside` are what else is learned on the way, as a critic and its optimiser: whatever has a `state_dict`.
     """
 
     def __init__(
-        self, network: nn.Module, rate: float, device: torch.device | str = "cpu", *, kept: float = KEPT
+        self,
+        network: nn.Module,
+        rate: float,
+        device: torch.device | str = "cpu",
+        *,
+        kept: float = KEPT,
+        beside: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.rate, self.kept = rate, kept
@@ -46,6 +54,7 @@ class Trainer:
         self.network = network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.mean = copy.deepcopy(self.network)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-4)
+        self.beside = dict(beside or {})
 
     def step(self, loss: Loss, share: float) -> Tensor:
         """One step, `share` of all done; returns the loss, on the device."""
@@ -65,13 +74,16 @@ class Trainer:
         return value.detach()
 
     def state(self) -> dict[str, Any]:
-        parts = {name: getattr(self, name).state_dict() for name in ("network", "mean", "optimiser")}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
         return {"steps": self.steps, "seconds": self.seconds, **parts}
 
     def resume(self, state: dict[str, Any]) -> None:
         self.steps, self.seconds = state["steps"], state["seconds"]
-        for name in ("network", "mean", "optimiser"):
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        return {"network": self.network, "mean": self.mean, "optimiser": self.optimiser, **self.beside}
 
     def _share_slopes(self) -> None:
         if not together():
@@ -192,8 +204,38 @@ def cube(volume: Tensor, low: Sequence[int], edge: int) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Axes exchanged, then some mirrored: output axis i is input axis `axes[i]`; all counted from the last, < 0."""
+
+    axes: tuple[int, ...]
+    mirrored: tuple[int, ...]
+
+    @classmethod
+    def random(cls, draw: random.Random, exchanging: bool = True) -> Turn:
+        axes = tuple(draw.sample((-3, -2, -1), 3)) if exchanging else (-3, -2, -1)
+        return cls(axes, tuple(axis for axis in (-3, -2, -1) if draw.random() < 0.5))
+
+    def apply(self, volume: Tensor) -> Tensor:
+        """(..., X, Y, Z) turned."""
+        lead = volume.dim() - 3
+        return volume.permute(*range(lead), *(lead + 3 + axis for axis in self.axes)).flip(self.mirrored)
+
+    def undo(self, volume: Tensor) -> Tensor:
+        lead = volume.dim() - 3
+        back = [lead + self.axes.index(axis) for axis in (-3, -2, -1)]
+        return volume.flip(self.mirrored).permute(*range(lead), *back)
+
+    def sizes(self, along: Sequence[float]) -> list[float]:
+        """Voxel sizes as they are after it."""
+        return [along[axis] for axis in self.axes]
+
+    def direction(self, vector: Sequence[float]) -> list[float]:
+        """A vector's components after it."""
+        return [-v if i - 3 in self.mirrored else v for i, v in enumerate(self.sizes(vector))]
+
+
 def turned(volumes: Sequence[Tensor], draw: random.Random) -> list[Tensor]:
     """All volumes (..., X, Y, Z) with their axes exchanged and mirrored alike, at random."""
-    axes = draw.sample((-3, -2, -1), 3)
-    mirrored = [axis for axis in (-3, -2, -1) if draw.random() < 0.5]
-    return [v.permute(*range(v.dim() - 3), *(v.dim() + axis for axis in axes)).flip(mirrored) for v in volumes]
+    turn = Turn.random(draw)
+    return [turn.apply(volume) for volume in volumes]

@@ -16,10 +16,10 @@ from test_classical import SHAPE, Phantom, phantom
 from models import classical
 from models.classical import calculus
 from models.dip import DIP, Found, features, misfit, moved, reconstruct, resolved, stopping
-from models.dip.features import Given
-from models.dip.generator import Generator, tiles
 from models.dip.loss import Loss, laplacian26
 from models.dipole import Dipole
+from models.generator import Generator, tiles
+from models.seen import Given
 from models.unet import FoldedUNet
 
 SMALL = DIP(

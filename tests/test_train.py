@@ -25,8 +25,8 @@ from models import weights
 from models.diffusion.training import CROP, Held
 from models.diffusion.unconditional import unconditional
 from models.dip import training as dip
-from models.dip.features import CHANNELS, OUTSIDE, Given
 from models.dip.training import Example, crop, example, load_examples, save_example
+from models.seen import CHANNELS, OUTSIDE, Given
 from models.train import Trainer, corner, cube, go_on, train
 from pipeline.errors import ChironError
 

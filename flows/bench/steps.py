@@ -11,12 +11,13 @@ import torch
 
 from flows.bench.case import SNR, Case
 from flows.heads import signal_noise
+from models.cyclegan import CycleGAN, Scan
 from models.diffusion import Diffusion, Walk, of_field
 from models.diffusion.process import SCALE_PPM
 from models.dip import DIP
-from models.dip.features import Given, educated
 from models.dip.fitting import Fitting
 from models.dipole import Dipole
+from models.seen import Given, educated
 from pipeline.background import PARAMS as BACKGROUNDS
 from pipeline.background import remove_background
 from pipeline.field import total_field
@@ -58,6 +59,8 @@ def steps() -> dict[str, Step]:
         "dip-step": Step(_dip_step, False),
         "invert-diffusion": Step(partial(_invert, "diffusion"), False),
         "diffusion-step": Step(_diffusion_step, False),
+        "invert-cyclegan": Step(partial(_invert, "cyclegan"), False),
+        "cyclegan-pass": Step(_cyclegan_pass, False),
         "r2star": Step(_r2star, True),
         "swi": Step(_swi, True),
         "default-path": Step(_default_path, True),
@@ -114,6 +117,12 @@ def _diffusion_step(case: Case) -> Ready:
             return measured.nearest(walk(start, sigma), 1 + 1 / sigma**2, params.iterations)
 
     return Ready(start, run)
+
+
+def _cyclegan_pass(case: Case) -> Ready:
+    """One pass of the generator; the classical maps that it sees are there."""
+    scan = Scan(_given(case), CycleGAN())
+    return Ready(scan.seen, scan.output)
 
 
 def _given(case: Case) -> Given:

@@ -13,7 +13,11 @@ from flows.train.plan import Plan
 
 def train(
     method: Annotated[
-        str, typer.Argument(help="dip: the weights that Deep Image Prior begins with; diffusion: the diffusion prior.")
+        str,
+        typer.Argument(
+            help="dip: the weights that Deep Image Prior begins with; diffusion: the diffusion prior; "
+            "cyclegan: the generator of CycleQSM."
+        ),
     ],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for checkpoint, weights, card, pictures.")],
     minutes: Annotated[
@@ -29,29 +33,46 @@ def train(
         str, typer.Option(help="auto, cpu or cuda:N; for diffusion also several: cuda:0,cuda:1.")
     ] = Plan.device,
     scans: Annotated[
-        int | None, typer.Option(help=f"dip: simulated scans to learn from ({Plan.scans}).", min=1, max=100000)
+        int | None,
+        typer.Option(help=f"dip, cyclegan: simulated scans to learn from ({Plan.scans}).", min=1, max=100000),
     ] = None,
     first: Annotated[
-        int | None, typer.Option(help=f"dip: number of the first scan; others make others ({Plan.first}).", min=0)
+        int | None,
+        typer.Option(help=f"dip, cyclegan: number of the first scan; others make others ({Plan.first}).", min=0),
     ] = None,
     config: Annotated[
         str | None, typer.Option(help=f"diffusion: small, or full for GPUs ({Plan.config}).", metavar="small|full")
     ] = None,
     maps: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="diffusion: a site's own maps (NIfTI, ppm, 0 outside the brain)."),
+        typer.Option(metavar="DIR", help="diffusion, cyclegan: a site's own maps (NIfTI, ppm, 0 outside the brain)."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="diffusion: processes that make maps (all cores but one).", min=1, max=1024)
+        int | None,
+        typer.Option(help="diffusion, cyclegan: processes that make maps (all cores but one).", min=1, max=1024),
+    ] = None,
+    fields: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="cyclegan: a site's derivatives, whose local fields are then learned from."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"cyclegan: full, or seed for the plain form ({Plan.preset}).", metavar="full|seed"),
+    ] = None,
+    adversary: Annotated[
+        str | None,
+        typer.Option(help="cyclegan: its critic (hinge; wgan-gp of seed).", metavar="hinge|wgan-gp|none"),
     ] = None,
 ) -> None:
-    """Train a network on simulated heads of known susceptibility; no patient's data is used or needed.
+    """Train a network on simulated heads of known susceptibility; no patient's data is needed.
 
     What is in the folder is kept, and training goes on from its checkpoint; a folder of another name begins anew.
 
     Example: chiron train dip weights --labels maps --scans 60 --minutes 60
 
     Example: chiron train diffusion prior --labels maps --config full --device cuda:0,cuda:1 --minutes 720
+
+    Example: chiron train cyclegan cycle --labels maps --fields derivatives --device cuda:0 --minutes 240
     """
     from flows.train.methods import METHODS
     from pipeline.work import disk_error
@@ -59,6 +80,7 @@ def train(
     if method not in METHODS:
         raise typer.BadParameter(f"no training for {method!r}; there is {', '.join(METHODS)}")
     own = {"scans": scans, "first": first, "config": config, "maps": maps, "workers": workers}
+    own |= {"fields": fields, "preset": preset, "adversary": adversary}
     given = {name: value for name, value in own.items() if value is not None}
     for name in given:
         if name not in METHODS[method].options:
@@ -68,7 +90,7 @@ def train(
         card = METHODS[method].train(folder, plan, _say)
     except OSError as error:
         raise disk_error(error) from error
-    print(f"{folder / (method + '.safetensors')}: {card['steps']} steps")
+    print(f"{folder / (card['name'] + '.safetensors')}: {card['steps']} steps")
 
 
 def _say(word: str) -> None:

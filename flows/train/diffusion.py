@@ -14,10 +14,10 @@ from torch import distributed
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessException, spawn
 
-from flows.train.loop import devices, learn, take_up
+from flows.train.loop import devices, learn, named, take_up
 from flows.train.pictures import save_maps, save_samples
 from flows.train.plan import Plan, Say
-from flows.train.pool import FIRST, STEPS, Pool, Sources, files
+from flows.train.pool import FIRST, STEPS, Numbered, Pool, Sources, map_sources
 from models import weights
 from models.diffusion.prior import LIMIT, Denoiser
 from models.diffusion.process import SCALE_PPM
@@ -55,7 +55,7 @@ def train_diffusion(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
         raise ChironError("X001", f"the configuration {plan.config!r}", f"one of {', '.join(CONFIGS)}")
     config = CONFIGS[plan.config]
     where = devices(plan.device)
-    for sources in _sources(plan):
+    for sources in map_sources(plan):
         if count := len(sources.labels) + len(sources.own):
             say(f"reading {count} files")
         sources.check()
@@ -65,13 +65,6 @@ def train_diffusion(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     else:
         _together(where, config, folder, plan, say)
     return weights.card("diffusion", folder)
-
-
-def _sources(plan: Plan) -> tuple[Sources, Sources]:
-    """What is learned from, and what the loss is told on: of two label maps or more the last is held out."""
-    labels, own = files(plan.labels, "label map"), files(plan.maps, "own map")
-    held = labels[-1:] if len(labels) > 1 else ()
-    return Sources(plan.seed, labels[: len(labels) - len(held)], own), Sources(0, held)
 
 
 def _together(where: Sequence[torch.device], config: Config, folder: Path, plan: Plan, say: Say) -> None:
@@ -114,7 +107,7 @@ def _one_of(
 
 def _work(where: Sequence[torch.device], rank: int, config: Config, folder: Path, plan: Plan, say: Say) -> None:
     """Train on one device; the first of them makes maps, tells, and writes."""
-    device, (sources, held) = where[rank], _sources(plan)
+    device, (sources, held) = where[rank], map_sources(plan)
     torch.manual_seed(plan.seed)
     trainer = Trainer(Denoiser(config.channels), plan.rate, device, kept=KEPT)
     about = {"method": "diffusion", "channels": list(config.channels), "batch": config.batch, "seed": plan.seed}
@@ -122,7 +115,7 @@ def _work(where: Sequence[torch.device], rank: int, config: Config, folder: Path
     take_up(trainer, checkpoint, about, say if rank == 0 else lambda word: None)
     workers = plan.workers or max(1, (os.cpu_count() or 1) - 1)
     pool = Pool(sources, folder / "maps", workers if rank == 0 else 0, device)
-    lesson = Lesson(pool, config.batch, f"{plan.seed} {rank}", device)
+    lesson = Lesson(lambda step: [one[:2] for one in pool(step)], config.batch, f"{plan.seed} {rank}", device)
     try:
         if rank > 0:
             learn(trainer, lesson, plan, checkpoint, about, say)
@@ -139,7 +132,7 @@ def _work(where: Sequence[torch.device], rank: int, config: Config, folder: Path
 class Look:
     """How good the mean weights are: their loss on maps that are held out, samples of what they hold for a brain."""
 
-    def __init__(self, trainer: Trainer, pool: Pool, held: Sources, folder: Path, say: Say) -> None:
+    def __init__(self, trainer: Trainer, pool: Pool[Numbered], held: Sources, folder: Path, say: Say) -> None:
         self.trainer, self.pool, self.folder = trainer, pool, folder
         self.held: Held | None = None
         say("making the first maps")
@@ -164,7 +157,7 @@ class Look:
         """Samples beside crops of the maps that are learned from."""
         device = self.trainer.device
         made = unconditional(self.trainer.mean, CUBES, CROP, SAMPLING, device, seed=0)
-        learned = crops(list(self.pool.ready.values()), CUBES, seed=0)[0]
+        learned = crops([one[:2] for one in self.pool.ready.values()], CUBES, seed=0)[0]
         rows = {f"samples of the prior, step {self.trainer.steps}": made, "crops of training maps": learned}
         save_samples(rows, self.folder / "samples.png")
 
@@ -184,9 +177,9 @@ def _card(
         "steps": trainer.steps,
         "batch": config.batch * len(where),
         "minutes": round(trainer.seconds / 60, 1),
-        "device": _named(where),
+        "device": named(where),
         "seed": plan.seed,
-        "data": _data(sources, FIRST + trainer.steps // STEPS),
+        "data": sources.data(FIRST + trainer.steps // STEPS),
         "voxel_mm": list(VOXELS_MM),
         "thickest_mm": THICKEST_MM,
         "limit_ppm": LIMIT * SCALE_PPM,
@@ -196,15 +189,3 @@ def _card(
         "licence": "that of the site's maps" if sources.own else "Apache-2.0",
         "made_by": f"chiron train diffusion, version {__version__}",
     }
-
-
-def _data(sources: Sources, count: int) -> str:
-    heads = f", half of them of {len(sources.labels)} label maps, deformed at random" if sources.labels else ""
-    own = f"; every second map is one of {len(sources.own)} of a site's own" if sources.own else ""
-    return f"{count} random maps: a third shapes, the others simulated heads{heads}{own}"
-
-
-def _named(where: Sequence[torch.device]) -> str:
-    if where[0].type == "cuda":
-        return f"{len(where)} x {torch.cuda.get_device_name(where[0])}"
-    return f"CPU, {len(where) * torch.get_num_threads()} threads"

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from flows.grid.cells import label_maps
+from flows.train.files import files
 from flows.train.loop import devices, learn, take_up
 from flows.train.plan import Plan, Say
-from flows.train.scans import random_scan, scan_examples
+from flows.train.scans import Shown, each_scan
 from models import weights
-from models.dip.features import CHANNELS
-from models.dip.training import OUTPUTS, WIDTHS, Lesson, network, save_example
+from models.dip.training import OUTPUTS, WIDTHS, Lesson, example, network, save_example
+from models.seen import CHANNELS
 from models.train import Trainer
 from pipeline import __version__
 from pipeline.errors import ChironError
@@ -29,10 +29,8 @@ def train_dip(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     if others:
         raise ChironError("X001", f"{1 + len(others)} devices", "one: dip trains on one device")
     examples, checkpoint = folder / "examples", folder / "checkpoint.pt"
-    examples.mkdir(parents=True, exist_ok=True)
-    maps = label_maps(plan.labels) if plan.labels else []
-    for number in range(plan.first, plan.first + plan.scans):
-        _make(number, maps, examples, say)
+    maps = files(plan.labels, "label map")
+    each_scan(plan, maps, examples, say, _keep)
     torch.manual_seed(plan.seed)
     trainer, lesson = Trainer(network(), plan.rate, device), Lesson(examples, plan.seed)
     about = {"method": "dip", "channels": list(WIDTHS), "seed": plan.seed}
@@ -61,13 +59,7 @@ def train_dip(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     return weights.card("dip", folder)
 
 
-def _make(number: int, maps: list[Path], folder: Path, say: Say) -> None:
-    """The examples of one scan, unless they are there; a mark says that it was done, whatever came of it."""
-    done = folder / f"{number}.done"
-    if done.exists():
-        return
-    scan, cell = random_scan(number, maps)
-    for name, one in scan_examples(scan, cell):
-        save_example(one, folder / f"{number}-{name}.pt")
-    done.touch()
-    say(f"scan {number}: {' x '.join(f'{v:g}' for v in cell.voxel_mm)} mm, SNR {cell.snr:.0f}, {cell.b0_tesla:g} T")
+def _keep(file: Path, shown: Shown) -> None:
+    one = example(shown.given, shown.chi_ppm, shown.brain)
+    if one:
+        save_example(one, file)

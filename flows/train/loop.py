@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,13 @@ def devices(names: str) -> list[torch.device]:
     if mixed or (found[0].type == "cuda" and len(set(found)) < len(found)):
         raise ChironError("X001", f"the devices {names!r}", "devices of one kind, no GPU twice")
     return found
+
+
+def named(where: Sequence[torch.device]) -> str:
+    """The devices, for a card."""
+    if where[0].type == "cuda":
+        return f"{len(where)} x {torch.cuda.get_device_name(where[0])}"
+    return f"CPU, {len(where) * torch.get_num_threads()} threads"
 
 
 def take_up(trainer: Trainer, checkpoint: Path, about: dict[str, Any], say: Say) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.train.cyclegan import train_cyclegan
 from flows.train.diffusion import train_diffusion
 from flows.train.dip import train_dip
 from flows.train.plan import Plan, Say
@@ -23,4 +24,5 @@ class Method:
 METHODS = {
     "dip": Method(train_dip, ("scans", "first")),
     "diffusion": Method(train_diffusion, ("config", "maps", "workers")),
+    "cyclegan": Method(train_cyclegan, ("scans", "first", "maps", "workers", "fields", "preset", "adversary")),
 }

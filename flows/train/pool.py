@@ -1,4 +1,4 @@
-"""Label maps, a site's own maps -> numbered training maps without end, made by processes beside the training."""
+"""Label maps, a site's own maps -> numbered training maps without end; what has a number is made beside training."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import random
 import signal
 import threading
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import nibabel as nib
-import numpy as np
 import torch
 from torch import Tensor
 
+from flows.train.files import files, named, read_labels, read_map
+from flows.train.plan import Plan
 from models.diffusion.process import SCALE_PPM
 from models.diffusion.training import Known
 from models.head.labelmap import FREESURFER, tissue_codes
@@ -31,12 +30,17 @@ from pipeline.errors import ChironError
 FIRST, KEPT, STEPS = 12, 96, 100  # maps to begin with, maps kept, steps after which a further one is used
 AHEAD = 4  # maps made before they are asked for
 OWN_SHARE = 0.5  # of the maps that are a site's own, where there are any
-LARGEST_PPM = 20.0
-KINDS = {
-    "label map": "a NIfTI file of FreeSurfer's codes of a head",
-    "own map": "a NIfTI file of susceptibility in ppm",
-}
 T = TypeVar("T")
+Made = TypeVar("Made", covariant=True)
+Numbered = tuple[Tensor, Tensor, tuple[float, float, float], str]  # chi in units, inside, voxel size and kind of a map
+
+
+class Makes(Protocol[Made]):
+    """What things of a kind are made of: each by its number, into a file, whole or not at all."""
+
+    def store(self, number: int, file: Path) -> None: ...
+
+    def read(self, file: Path, device: torch.device | str) -> Made: ...
 
 
 @dataclass(frozen=True)
@@ -57,26 +61,41 @@ class Sources:
             return random_map(draw.getrandbits(31))
         index = draw.randrange(len(self.labels))
         codes, number = self.anatomy(index), draw.getrandbits(31)
-        return _named("label map", index, random_map, number, codes)
+        return named("label map", index, random_map, number, codes)
+
+    def store(self, number: int, file: Path) -> None:
+        one, aside = self.make(number), file.with_suffix(".part")
+        torch.save((*units(one), one.voxel_size_mm, one.kind), aside)
+        aside.rename(file)
+
+    def read(self, file: Path, device: torch.device | str) -> Numbered:
+        chi, inside, voxel, kind = torch.load(file, weights_only=True)
+        return chi.to(device), inside, voxel, kind
+
+    def data(self, count: int) -> str:
+        """What so many maps are, for a card."""
+        heads = f", half of them of {len(self.labels)} label maps, deformed at random" if self.labels else ""
+        own = f"; every second map is one of {len(self.own)} of a site's own" if self.own else ""
+        return f"{count} random maps: a third shapes, the others simulated heads{heads}{own}"
 
     def check(self) -> None:
         """Read all files, so that one of no use is found before an hour's training: X002."""
         for index in range(len(self.labels)):
             codes = self.anatomy(index)[::2, ::2, ::2]
-            _named("label map", index, tissue_codes, codes, FREESURFER)
+            named("label map", index, tissue_codes, codes, FREESURFER)
         for index in range(len(self.own)):
             self.of_site(index)
 
     def anatomy(self, index: int) -> Tensor:
         """Codes (X, Y, Z) in RAS order of a label map of 1 mm."""
-        return _named("label map", index, read_labels, self.labels[index])
+        return named("label map", index, read_labels, self.labels[index])
 
     def of_site(self, index: int) -> Map:
-        return _named("own map", index, read_map, self.own[index])
+        return named("own map", index, read_map, self.own[index])
 
 
-class Pool:
-    """The maps (chi in units of the prior, inside; chi on `device`) that there are at a step.
+class Pool(Generic[T]):
+    """The maps, or what else `sources` make, that there are at a step: at most `kept`.
 
     The same at a step for the same sources, however fast they were made: training waits for those that it is to use.
     They are kept in `folder`, so that training can go on. Without `workers` nothing is made: another process of the
@@ -84,11 +103,16 @@ class Pool:
     """
 
     def __init__(
-        self, sources: Sources, folder: Path, workers: int, device: torch.device | str = "cpu", ahead: int = AHEAD
+        self,
+        sources: Makes[T],
+        folder: Path,
+        workers: int,
+        device: torch.device | str = "cpu",
+        kept: int = KEPT,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.sources, self.folder, self.device, self.ahead = sources, folder, device, ahead
-        self.ready: dict[int, Known] = {}
+        self.sources, self.folder, self.device, self.kept = sources, folder, device, kept
+        self.ready: dict[int, T] = {}
         self.coming: dict[int, Future[None]] = {}
         self.makers: ProcessPoolExecutor | None = None
         if workers:
@@ -96,22 +120,21 @@ class Pool:
             leash, self.leash = context.Pipe(duplex=False)
             self.makers = ProcessPoolExecutor(workers, context, _modest, (leash,))
 
-    def __call__(self, step: int) -> Sequence[Known]:
+    def __call__(self, step: int) -> Sequence[T]:
         newest = FIRST + step // STEPS
-        wanted = range(max(0, newest - KEPT), newest)
-        self.order(self.sources, range(wanted.start, newest + self.ahead))
+        wanted = range(max(0, newest - self.kept), newest)
+        self.order(self.sources, range(wanted.start, newest + AHEAD))
         for number in wanted:
             if number not in self.ready:
-                chi, inside = self.get(number)[:2]
-                self.ready[number] = chi.to(self.device), inside
+                self.ready[number] = self.get(number, self.device)
         for number in [n for n in self.ready if n not in wanted]:
             del self.ready[number]
             if self.makers:
                 self.file(number).unlink(missing_ok=True)
         return [self.ready[number] for number in wanted]
 
-    def order(self, sources: Sources, numbers: Sequence[int]) -> None:
-        """Have maps made that are not there yet."""
+    def order(self, sources: Makes[T], numbers: Sequence[int]) -> None:
+        """Have those made that are not there yet."""
         for number in numbers:
             known = number in self.ready or number in self.coming
             if self.makers and not known and not self.file(number).exists():
@@ -120,8 +143,8 @@ class Pool:
                 except BrokenProcessPool:
                     raise _died() from None
 
-    def get(self, number: int) -> tuple[Any, ...]:
-        """Chi, inside, voxel size and kind of a map that was ordered, as soon as it is made."""
+    def get(self, number: int, device: torch.device | str = "cpu") -> T:
+        """What was ordered, as soon as it is made."""
         if number in self.coming:
             try:
                 self.coming.pop(number).result()
@@ -129,8 +152,7 @@ class Pool:
                 raise _died() from None
         while not self.file(number).exists():
             time.sleep(0.05)
-        found: tuple[Any, ...] = torch.load(self.file(number), weights_only=True)
-        return found
+        return self.sources.read(self.file(number), device)
 
     def close(self) -> None:
         """Stop the makers, whatever they are at."""
@@ -142,66 +164,16 @@ class Pool:
         return self.folder / f"{number}.pt"
 
 
-def files(folder: Path | None, kind: str) -> tuple[Path, ...]:
-    """The NIfTI files of a folder, by name; S003 where it cannot be read, X002 where there is none."""
-    if folder is None:
-        return ()
-    if not folder.is_dir():
-        raise ChironError("S003", "no such folder", f"a folder of {kind}s")
-    found = tuple(sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz"))))
-    if not found:
-        raise ChironError("X002", f"no {kind}", KINDS[kind])
-    return found
+def map_sources(plan: Plan) -> tuple[Sources, Sources]:
+    """What is learned from, and what is held out of it: of two label maps or more the last."""
+    labels, own = files(plan.labels, "label map"), files(plan.maps, "own map")
+    held = labels[-1:] if len(labels) > 1 else ()
+    return Sources(plan.seed, labels[: len(labels) - len(held)], own), Sources(0, held)
 
 
 def units(one: Map) -> Known:
     """Chi in units of the prior (float16) and where it is known."""
     return (one.chi_ppm / SCALE_PPM).half(), one.inside
-
-
-def read_labels(file: Path) -> Tensor:
-    """Codes (X, Y, Z) in RAS order of a label map of 1 mm; X002 where it is no such file."""
-    image = _read(file)
-    if image.ndim != 3 or not np.allclose(image.header.get_zooms()[:3], 1, atol=0.05):
-        size = " x ".join(f"{v:g}" for v in image.header.get_zooms()[:3])
-        raise ChironError("X002", f"{image.ndim} axes, voxels of {size} mm", "a volume with voxels of 1 mm")
-    return torch.from_numpy(np.asarray(image.dataobj).astype(np.int32))
-
-
-def read_map(file: Path) -> Map:
-    """A susceptibility map (NIfTI, ppm, zero outside the brain), its mean taken off; X002 where it is none."""
-    image = _read(file)
-    chi = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))
-    inside = chi != 0
-    if chi.dim() != 3 or not bool(chi.isfinite().all()) or not bool(inside.any()):
-        raise ChironError("X002", f"an image of shape {tuple(chi.shape)} that is no map", "a volume of finite numbers")
-    if float(chi.abs().max()) > LARGEST_PPM:
-        raise ChironError("X002", f"values up to {float(chi.abs().max()):.0f}", "susceptibility in ppm")
-    x, y, z = (float(v) for v in image.header.get_zooms()[:3])
-    return Map(torch.where(inside, chi - chi[inside].mean(), 0), inside, (x, y, z), "own")
-
-
-def _read(file: Path) -> Any:
-    try:
-        image = nib.squeeze_image(nib.load(file))
-        if image.ndim < 3:
-            raise ValueError(image.ndim)
-        return nib.as_closest_canonical(image)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
-        raise ChironError("X002", "a file that cannot be read as NIfTI", "NIfTI files only") from None
-
-
-def _named(kind: str, index: int, work: Callable[..., T], *given: Any) -> T:
-    """Work on a file, whose faults tell it by its place among the others, for its name may be a patient's."""
-    which = f"{kind} {index + 1}"
-    try:
-        return work(*given)
-    except ChironError as error:
-        raise ChironError(error.code, f"{which}: {error.found}", error.expected) from None
-    except (OSError, EOFError, zlib.error):  # its head could be read, its voxels not
-        raise ChironError("X002", f"{which}: a file that is not whole", KINDS[kind]) from None
-    except ValueError as error:
-        raise ChironError("X002", f"{which}: {error}", KINDS[kind]) from None
 
 
 def _died() -> ChironError:
@@ -223,9 +195,6 @@ def _held(leash: Connection) -> None:
     os._exit(1)
 
 
-def _store(sources: Sources, number: int, file: Path) -> None:
+def _store(sources: Makes[Any], number: int, file: Path) -> None:
     if not file.exists():
-        one = sources.make(number)
-        aside = file.with_suffix(".part")
-        torch.save((*units(one), one.voxel_size_mm, one.kind), aside)
-        aside.rename(file)
+        sources.store(number, file)

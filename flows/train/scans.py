@@ -1,11 +1,12 @@
-"""A number -> a random simulated scan, and what a network can learn from it: the true local field and the found one."""
+"""A number -> a random simulated scan, and what it shows of its head: the true local field and the found one."""
 
 from __future__ import annotations
 
 import math
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 from flows.grid.cells import Anatomy, Cell, simulate
 from flows.grid.score import as_far_as
 from flows.heads import field_noise, noisy, signal_noise
-from models.dip.features import Given
-from models.dip.training import Example, example
+from flows.train.plan import Plan, Say
 from models.dipole import Dipole
 from models.gre import Simulation
+from models.seen import Given
 from pipeline.errors import ChironError
 from pipeline.invert import PADDING
 from pipeline.settings import parse
@@ -35,7 +36,20 @@ SIZES = (
 LESIONS = ((), (), ("calcification",), ("haemorrhage",), ("calcification", "haemorrhage"))
 
 
-def random_scan(number: int, maps: list[Path]) -> tuple[Simulation, Cell]:
+@dataclass(frozen=True)
+class Shown:
+    """What a scan shows of its head: the field, and what is true of it; volumes (X, Y, Z) cropped alike."""
+
+    name: str
+    given: Given
+    chi_ppm: Tensor
+    brain: Tensor
+
+
+Keep = Callable[[Path, Shown], None]
+
+
+def random_scan(number: int, maps: Sequence[Path]) -> tuple[Simulation, Cell]:
     """Head, voxels, field, direction, echoes, noise and lesions drawn by the number; half the heads are label maps."""
     draw = random.Random(number)
     voxel, oversample, _ = draw.choices(SIZES, [size[2] for size in SIZES])[0]
@@ -56,29 +70,43 @@ def random_scan(number: int, maps: list[Path]) -> tuple[Simulation, Cell]:
     return simulate(cell, Anatomy(f"training {number}", number, labels)), cell
 
 
-def scan_examples(scan: Simulation, cell: Cell) -> Iterator[tuple[str, Example]]:
+def each_scan(plan: Plan, maps: Sequence[Path], folder: Path, say: Say, keep: Keep) -> None:
+    """Have what each scan of the plan shows kept in `folder`, unless it was; a mark says so, whatever came of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(plan.first, plan.first + plan.scans):
+        done = folder / f"{number}.done"
+        if done.exists():
+            continue
+        scan, cell = random_scan(number, maps)
+        for shown in scan_fields(scan, cell):
+            keep(folder / f"{number}-{shown.name}.pt", shown)
+        done.touch()
+        say(f"scan {number}: {' x '.join(f'{v:g}' for v in cell.voxel_mm)} mm, SNR {cell.snr:.0f}, {cell.b0_tesla:g} T")
+
+
+def scan_fields(scan: Simulation, cell: Cell) -> Iterator[Shown]:
     """`dipole`: the true local field with its noise; `whole`: the local field that the recipe finds, and its errors."""
     magnitude, brain = scan.signal.abs(), scan.head.brain.bool()
     sd = field_noise(magnitude, scan.echo_times_s, scan.b0_tesla, signal_noise(magnitude, brain, cell.snr))
-    given = {"dipole": (noisy(scan.local_ppm, sd, seed=1), sd, brain)}
+    found = {"dipole": (noisy(scan.local_ppm, sd, seed=1), sd, brain)}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = as_far_as("background", scan, parse({"device": "cpu"}), Path(folder))
-            given["whole"] = (found.array("local_ppm"), found.array("sd_ppm"), found.array("mask").bool())
+            result = as_far_as("background", scan, parse({"device": "cpu"}), Path(folder))
+            found["whole"] = (result.array("local_ppm"), result.array("sd_ppm"), result.array("mask").bool())
         except ChironError as error:
             if error.fault.owed != "set aside":  # a scan that the recipe sets aside is no example of its fields
                 raise
-    for name, (ppm, noise, mask) in given.items():
-        made = _example(scan, ppm, noise, mask, brain)
-        if made:
-            yield name, made
+    for name, (ppm, noise, mask) in found.items():
+        given, box = as_inverted(ppm, noise, mask, scan.voxel_size_mm, scan.b0_dir)
+        yield Shown(name, given, scan.head.chi_ppm[box], brain[box])
 
 
-def _example(scan: Simulation, ppm: Tensor, sd: Tensor, mask: Tensor, brain: Tensor) -> Example | None:
-    """Cropped as the inversion crops it."""
+def as_inverted(
+    ppm: Tensor, sd: Tensor, mask: Tensor, voxel_size_mm: Sequence[float], b0_dir: Sequence[float]
+) -> tuple[Given, tuple[slice, slice, slice]]:
+    """A field as the inversion gives it to a network, and the box that it is cropped to."""
     box = bounding_box(mask)
     inside = mask[box]
     field = torch.where(inside, ppm[box] - ppm[box][inside].mean(), 0)
     weight = torch.where(inside, 1 / sd[box].clamp_min(1e-6), 0)
-    dipole = Dipole(inside.shape, scan.voxel_size_mm, scan.b0_dir, padding=PADDING)
-    return example(Given(field, weight, dipole), scan.head.chi_ppm[box], brain[box])
+    return Given(field, weight, Dipole(inside.shape, voxel_size_mm, b0_dir, padding=PADDING)), box

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from models.cg import conjugate_gradients
-from models.dip import features
-from models.dip.features import Given
 from models.dip.fitting import Fitting, learned
-from models.dip.generator import needed_bytes
 from models.dip.params import DIP, resolved
 from models.dip.stopping import Stopping
 from models.dipole import Dipole
 from models.found import Found
+from models.generator import needed_bytes
+from models.seen import Given, educated
 
 __all__ = ["DIP", "Found", "learned", "needed_bytes", "reconstruct", "resolved"]
 
@@ -51,7 +50,7 @@ def reconstruct(
     params = resolved(params)
     given = Given(field, weight, _operator(dipole, params))
     start = given.classical("tv" if params.network == "educated" else params.start)
-    seen = features.educated(given, start) if params.network == "educated" else None
+    seen = educated(given, start) if params.network == "educated" else None
     runs, maps, doubt = [], [], None
     for k in range(params.seeds):
         one = replace(params, seed=params.seed + k)

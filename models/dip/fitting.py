@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from models import weights
-from models.dip import features
-from models.dip.features import Given
-from models.dip.generator import Axes, Generator
+from models.dip.features import untrained
 from models.dip.loss import Loss
 from models.dip.params import DIP
+from models.generator import VIEWS, Generator
 from models.half import half
+from models.seen import BEYOND, Given
 from models.unet import FoldedUNet, UNet
 
 RELIEF_STEPS = 25  # from one look for the map's edges to the next
-VIEWS: tuple[Axes, ...] = ((), (-1,), (-2,), (-3,), (-1, -2), (-1, -3), (-2, -3), (-1, -2, -3))  # mirror images
 WARM_STEPS = 10  # over which the learning rate rises, while Adam knows the size of the slopes only by a few
 
 
@@ -32,7 +31,7 @@ class Fitting:
     def __init__(self, given: Given, start: Tensor, seen: Tensor | None, params: DIP) -> None:
         self.params, self.start, self.done = params, start, 0
         self.random = torch.Generator().manual_seed(params.seed)
-        z = features.untrained(given, start, params, self.random) if seen is None else seen
+        z = untrained(given, start, params, self.random) if seen is None else seen
         self.z = z.to(memory_format=torch.channels_last_3d)
         device = given.field.device
         network = _network(z.shape[1], params).to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -41,7 +40,7 @@ class Fitting:
             self.views, self.doubt = VIEWS[:1], None
             self.generator = Generator(network, start, given.mask, in_half)
         else:
-            beyond = torch.tensor(features.BEYOND, device=device)
+            beyond = torch.tensor(BEYOND, device=device)
             self.views = VIEWS
             self.generator = Generator(network, start, given.mask, in_half, params.tile, beyond)
             self.doubt = self.generator.doubt(self.z)

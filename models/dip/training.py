@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.dip.features import CHANNELS, OUTSIDE, SCALE_PPM, Given, educated
-from models.dip.generator import DOUBT_PPM
+from models.generator import DOUBT_PPM
+from models.seen import CHANNELS, NOISE, OUTSIDE, SCALE_PPM, Given, educated
 from models.train import corner, cube, robust, turned
 from models.unet import FoldedUNet
 
 WIDTHS, OUTPUTS = (32, 64, 96), 2
 CROP, BATCH = 48, 4
-NOISE = 4  # the feature that is the noise of the field
 OUTLIER = 4.0  # errors beyond so many times the classical map's count as their modulus, not their square
 DOUBT_SHARE = 0.05  # of the loss that is the likelihood of the errors
 HOPELESS = 0.45  # of chi's power: examples whose classical map is worse teach nothing but background

@@ -10,15 +10,16 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from models.dip.features import SCALE_PPM
-from models.dip.loss import Loss
+from models.seen import SCALE_PPM
 
 Box = tuple[slice, slice, slice]
 Axes = tuple[int, ...]
+Loss = Callable[[Tensor], tuple[Tensor, float]]  # chi -> what a fit brings down, and the misfit
 MARGIN = 56  # voxels from which a folded network of three levels hears: beyond, a tile does not know that it is one
 STRIDE = 8  # voxels to which its coarsest level is aligned
 BYTES_PER_VOXEL = 450  # of one step with all that is kept for the way back; 300 were measured, in float32
 WHOLE_BYTES_PER_VOXEL = 250  # of the volume itself: field, maps, their transforms
+VIEWS: tuple[Axes, ...] = ((), (-1,), (-2,), (-3,), (-1, -2), (-1, -3), (-2, -3), (-1, -2, -3))  # mirror images
 DOUBT_PPM = 0.005  # one unit of the network's second output, the scale of its errors
 
 
@@ -28,7 +29,8 @@ class Generator:
 
     With `tile` > 0 the network works on tiles of that edge and what it hears around them, so that memory is bounded by
     the tile; for `FoldedUNet`, whose output is local, chi and slope are those of the whole volume. `beyond` (C) is what
-    such a network sees where the volume ends, up to a multiple of `STRIDE`.
+    such a network sees where the volume ends, up to a multiple of `STRIDE`; `told` gives what it is told of the scan
+    (1, N) mirrored along some axes, where it is told something.
     """
 
     network: nn.Module
@@ -37,6 +39,7 @@ class Generator:
     half: bool
     tile: int = 0
     beyond: Tensor | None = None
+    told: Callable[[Axes], Tensor] | None = None
 
     def chi(self, z: Tensor, mirrored: Axes = ()) -> Tensor:
         """The map in ppm; of the scan mirrored along these axes, and mirrored back."""
@@ -75,8 +78,9 @@ class Generator:
         size = z.shape[-3:]
         if self.beyond is not None:
             z = self._filled(z)
+        told = () if self.told is None else (self.told(mirrored),)
         with torch.autocast(z.device.type, torch.bfloat16, enabled=self.half):
-            out: Tensor = self.network(z.flip(mirrored).to(memory_format=torch.channels_last_3d))[0]
+            out: Tensor = self.network(z.flip(mirrored).to(memory_format=torch.channels_last_3d), *told)[0]
         return out.float().flip(mirrored)[:, : size[0], : size[1], : size[2]]
 
     def _filled(self, z: Tensor) -> Tensor:
@@ -101,10 +105,10 @@ class Generator:
         return whole
 
 
-def needed_bytes(shape: Sequence[int], tile: int) -> int:
-    """An upper estimate of what fitting the educated network takes, on the whole volume or in tiles of that edge."""
+def needed_bytes(shape: Sequence[int], tile: int, per_voxel: int = BYTES_PER_VOXEL) -> int:
+    """An upper estimate of what a network takes, a fit if not told, on the whole volume or in tiles of that edge."""
     at_once = prod(min(n, tile + 2 * MARGIN) if tile else n for n in shape)
-    return at_once * BYTES_PER_VOXEL + prod(shape) * WHOLE_BYTES_PER_VOXEL
+    return at_once * per_voxel + prod(shape) * WHOLE_BYTES_PER_VOXEL
 
 
 def tiles(shape: Sequence[int], edge: int) -> list[tuple[Box, Box, Box]]:
