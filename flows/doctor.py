@@ -95,13 +95,13 @@ def _dcm2niix() -> Check:
 
 
 def _weights() -> Check:
-    from models import diffusion, dip
+    from models import cyclegan, diffusion, dip
 
     try:
-        cards = [learned()[1] for learned in (dip.learned, diffusion.learned)]
+        known = [dip.learned(), diffusion.learned(), cyclegan.learned(), cyclegan.learned("seed")]
     except ValueError as error:
         return Check("network weights", "fail", str(error), "Install Chiron again.")
-    return Check("network weights", "ok", "; ".join(f"{card['name']}, {card['sha256'][:12]}" for card in cards))
+    return Check("network weights", "ok", "; ".join(f"{card['name']}, {card['sha256'][:12]}" for _, card in known))
 
 
 def _key() -> Check:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 # Typical seconds of a stage of a 3 mm head on two CPU cores, to guess the time left; each run corrects them as it goes.
 TYPICAL_S = {"convert": 1.0, "mask": 2.0, "unwrap": 1.5, "background": 2.0, "quality": 1.5, "publish": 1.0}
 TYPICAL_S |= {"invert-rts": 1.0, "invert-tv": 2.0, "invert-nltv": 3.5, "invert-medi": 4.0, "invert-tfi": 2.0}
-TYPICAL_S |= {"invert-dip": 100.0, "invert-diffusion": 10.0, "upsample": 400.0}
+TYPICAL_S |= {"invert-dip": 100.0, "invert-diffusion": 10.0, "invert-cyclegan": 5.0, "upsample": 400.0}
 OTHER_S = 0.5
 LINE_EVERY_S = 30.0
 

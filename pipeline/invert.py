@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models import classical, diffusion, dip
+from models import classical, cyclegan, diffusion, dip
 from models.dipole import Dipole
 from pipeline.errors import ChironError
 from pipeline.learned import LEARNED, by_network, card_of
@@ -41,6 +41,7 @@ PARAMS: dict[str, type] = {
     "tfi": classical.TFI,
     "dip": dip.DIP,
     "diffusion": diffusion.Diffusion,
+    "cyclegan": cyclegan.CycleGAN,
 }
 FROM_TOTAL = frozenset({"tfi"})  # these read the total field in its whole mask, all others the local field
 FROM_MAGNITUDE = frozenset({"medi"})  # these read the magnitude too
@@ -116,7 +117,7 @@ def invert(
     chi, facts["reference"] = reference(chi, mask)
     if card := card_of(method, params):
         misfit = data_consistency(chi, field, given.sd_ppm[box], mask, dipole)
-        facts |= unlearned(card, given.grid.voxel_size_mm, chi, mask, misfit)
+        facts |= unlearned(card, given.grid, chi, mask, misfit)
     doubt = None if uncertainty is None else _whole(uncertainty, given, box)
     return Susceptibility(_whole(chi, given, box), given.mask, given.grid, method, facts, doubt)
 

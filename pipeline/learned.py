@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import diffusion, dip
+from models import cyclegan, diffusion, dip
 from models.dipole import Dipole
 from models.found import Found
 from pipeline.errors import ChironError
 from pipeline.memory import first_that_fits, rungs
 
-TILES = (0, 160, 80)  # edges tried for dip, in voxels; 0 is the whole volume at once
+TILES = (0, 160, 80)  # edges tried where the network's output is local, in voxels; 0 is the whole volume at once
 PATCHES = (96, 48)  # edges tried for the diffusion prior below the one that was asked for
 
 Progress = Callable[[float, str], None]
@@ -37,9 +37,12 @@ class Learned:
 
 
 def _dip_tiles(params: dip.DIP) -> tuple[int, ...]:
-    if params.tile:
-        return (params.tile,)
-    return TILES if dip.resolved(params).network == "educated" else (0,)
+    return _local_tiles(params) if dip.resolved(params).network == "educated" else (params.tile,)
+
+
+def _local_tiles(params: dip.DIP | cyclegan.CycleGAN) -> tuple[int, ...]:
+    """The tile that was asked for, else those that give the same map."""
+    return (params.tile,) if params.tile else TILES
 
 
 def _diffusion_tiles(params: diffusion.Diffusion) -> tuple[int, ...]:
@@ -67,6 +70,13 @@ LEARNED: dict[str, Learned] = {
         _diffusion_tiles,
         _in_patches,
         diffusion.needed_bytes,
+    ),
+    "cyclegan": Learned(
+        lambda *given: cyclegan.reconstruct(*given),
+        lambda params: cyclegan.learned(params.preset)[1],
+        _local_tiles,
+        lambda params, edge: replace(params, tile=edge),
+        cyclegan.needed_bytes,
     ),
 }
 

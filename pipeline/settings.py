@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.classical import MEDI, NLTV, RTS, TFI, TKD, TV, Tikhonov
+from models.cyclegan import CycleGAN
 from models.diffusion import Diffusion
 from models.dip import DIP
 from models.params import check_ranges
@@ -26,7 +27,9 @@ from pipeline.swi import SWI
 from pipeline.unwrap import Unwrap
 from pipeline.water import Reference
 
-Method = Literal["auto", "classical", "tkd", "tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip", "diffusion"]
+Method = Literal[
+    "auto", "classical", "tkd", "tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip", "diffusion", "cyclegan"
+]
 
 
 FINEST = 4.0  # times: beyond that, next to all of a map would be guessed
@@ -69,6 +72,7 @@ class Settings(BaseModel):
     tfi: TFI = TFI()
     dip: DIP = DIP()
     diffusion: Diffusion = Diffusion()
+    cyclegan: CycleGAN = CycleGAN()
 
     @field_validator("upsample", mode="before")
     @classmethod

@@ -81,7 +81,7 @@ def invert_finer(
     misfit = _misfit(given, found, _place(given.mask, given.grid, upsample), params)
     made, centre = reference(found.ppm, found.mask)
     facts = found.facts | {"task": "SR-DipInv", "data_misfit": misfit, "reference": centre}
-    seen = unlearned(_card(params), found.grid.voxel_size_mm, made, found.mask, misfit**0.5)
+    seen = unlearned(_card(params), found.grid, made, found.mask, misfit**0.5)
     return replace(found, ppm=made, facts=facts | seen)
 
 
@@ -206,13 +206,7 @@ def _sampled(
         "grid": place.grid.json(),
         "voxel_size_mm": place.grid.voxel_size_mm,
         **found.facts,
-        **unlearned(
-            _card(params),
-            place.grid.voxel_size_mm,
-            found.chi_ppm,
-            inside,
-            found.facts["data_misfit"] ** 0.5,
-        ),
+        **unlearned(_card(params), place.grid, found.chi_ppm, inside, found.facts["data_misfit"] ** 0.5),
         **({"too_large": too_large} if too_large else {}),
     }
     doubt = None if found.uncertainty_ppm is None else _whole(found.uncertainty_ppm, place)

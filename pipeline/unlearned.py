@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from pipeline.volumes import bounding_box
+from pipeline.volumes import Grid, bounding_box
 
 BEYOND = 0.0005  # share of the mask: 0.0002 in simulated scans without a lesion, 0.0006 and more with a calcification
 MISFIT = (0.3, 3.0)  # root mean square in units of the noise
-FIELDS = ("voxel_mm", "thickest_mm", "limit_ppm", "patch")  # of a card that says what its network has seen
+TILT_TOLERANCE = 1.0  # degrees
+FIELDS = ("voxel_mm", "thickest_mm", "tilt_deg", "limit_ppm", "patch")  # of a card that says what its network has seen
 
 
-def unlearned(
-    card: Mapping[str, Any], voxel_size_mm: Sequence[float], chi_ppm: Tensor, mask: Tensor, misfit: float
-) -> dict[str, Any]:
+def unlearned(card: Mapping[str, Any], grid: Grid, chi_ppm: Tensor, mask: Tensor, misfit: float) -> dict[str, Any]:
     """Facts: `unlearned`, sentences by what departs, and `unlearned_share`, that of voxels with values never learned.
 
-    `misfit` is the root mean square of what the map (X, Y, Z) leaves of the field, in units of its noise. A card says
-    what its network has seen by any of `FIELDS`; where it has none of them nothing is known, and nothing is said.
+    `grid` gives voxel size and direction of B0; `misfit` is the root mean square of what the map (X, Y, Z) leaves of
+    the field, in units of its noise. A card says what its network has seen by any of `FIELDS`; where it has none of
+    them nothing is known, and nothing is said.
     """
     if not any(name in card for name in FIELDS):
         return {}
     share = _share_beyond(card, chi_ppm, mask)
-    said = {"voxels": _voxels(card, voxel_size_mm), "extent": _extent(card, mask), "values": _values(card, share)}
+    said = {
+        "voxels": _voxels(card, grid),
+        "tilt": _tilt(card, grid),
+        "extent": _extent(card, mask),
+        "values": _values(card, share),
+    }
     if not MISFIT[0] <= misfit <= MISFIT[1]:
         said["misfit"] = f"the misfit to the field is {misfit:.2f} in units of its noise, where about 1 is expected"
     return {"unlearned": {what: text for what, text in said.items() if text}, "unlearned_share": share}
 
 
-def _voxels(card: Mapping[str, Any], size_mm: Sequence[float]) -> str:
+def _voxels(card: Mapping[str, Any], grid: Grid) -> str:
     """Voxels alike along each axis between two sizes; along one axis they may be thicker."""
     low, high = card.get("voxel_mm", (0.0, float("inf")))
-    small, middle, large = sorted(size_mm)
+    small, middle, large = sorted(grid.voxel_size_mm)
     thickest = card.get("thickest_mm", high)
     if low <= round(small, 2) and round(middle, 2) <= high and round(large, 2) <= thickest:
         return ""
-    size = " x ".join(f"{v:.3g}" for v in size_mm)
+    size = " x ".join(f"{v:.3g}" for v in grid.voxel_size_mm)
     return f"voxels of {size} mm, where {low:g} to {high:g} mm were learned, with slices of up to {thickest:g} mm"
+
+
+def _tilt(card: Mapping[str, Any], grid: Grid) -> str:
+    most = card.get("tilt_deg", 90.0)
+    if grid.obliquity_deg <= most + TILT_TOLERANCE:
+        return ""
+    return f"B0 is {grid.obliquity_deg:.0f} degrees from the nearest axis of the voxels, where {most:g} were learned"
 
 
 def _extent(card: Mapping[str, Any], mask: Tensor) -> str:

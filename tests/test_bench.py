@@ -90,7 +90,17 @@ def test_every_method_is_a_step_and_only_steps_on_echoes_depend_on_them() -> Non
 
 @pytest.mark.parametrize(
     "step",
-    ["unwrap", "field", "background-vsharp", "invert-tkd", "diffusion-step", "r2star", "swi", "default-path"],
+    [
+        "unwrap",
+        "field",
+        "background-vsharp",
+        "invert-tkd",
+        "diffusion-step",
+        "cyclegan-pass",
+        "r2star",
+        "swi",
+        "default-path",
+    ],
 )
 def test_a_step_is_measured(case: Case, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("ENOUGH_S", "LONG_S"):  # or a busy machine would have time for one run only
@@ -99,7 +109,7 @@ def test_a_step_is_measured(case: Case, step: str, monkeypatch: pytest.MonkeyPat
     assert row.error == ""
     assert row.seconds > 0 and row.floor_s > 0 and row.ratio == row.seconds / row.floor_s
     assert row.runs == 2 and row.peak_bytes > row.extra_bytes >= 0
-    assert (row.echoes is None) == (step in ("background-vsharp", "invert-tkd", "diffusion-step"))
+    assert (row.echoes is None) == (step in ("background-vsharp", "invert-tkd", "diffusion-step", "cyclegan-pass"))
 
 
 def test_extra_memory_is_what_a_step_takes() -> None:

@@ -336,7 +336,9 @@ def test_doctor_finds_this_machine_well_enough(tmp_path: Path, capsys: pytest.Ca
     assert execute(["doctor", str(tmp_path), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert all(text in said for text in ("Python", "torch", "dcm2niix", "key", "disk")) and "fail" not in said
-    assert re.search("network weights: dip, [0-9a-f]{12}; diffusion, [0-9a-f]{12}", said)
+    assert re.search(
+        "network weights: dip, [0-9a-f]{12}; diffusion, [0-9a-f]{12}; cyclegan, [0-9a-f]{12}; cyclegan-seed", said
+    )
 
 
 def test_doctor_finds_weights_that_are_not_those_of_their_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

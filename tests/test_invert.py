@@ -13,6 +13,7 @@ from test_classical import B0, SD, SIZE, phantom
 
 from models import dip, weights
 from models.classical import TKD
+from models.cyclegan import CycleGAN
 from models.diffusion import Diffusion
 from models.dip import DIP
 from pipeline.errors import ChironError
@@ -32,6 +33,7 @@ from pipeline.volumes import Field, Grid, Susceptibility, bounding_box
 QUICK = {
     "dip": DIP(network="untrained", input="noise", channels=(4, 8), inputs=2, iterations=3, precision="float32"),
     "diffusion": Diffusion(steps=2, samples=1, precision="float32"),
+    "cyclegan": CycleGAN(precision="float32"),
 }
 
 

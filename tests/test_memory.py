@@ -10,6 +10,7 @@ import torch
 from test_classical import phantom
 
 from models import diffusion, dip
+from models.cyclegan import CycleGAN
 from models.diffusion import Diffusion
 from pipeline import invert as inversion
 from pipeline import memory
@@ -61,6 +62,9 @@ def test_what_fits_is_tried_in_its_order_and_what_cannot_fit_only_as_the_last(mo
         ("dip", dip.DIP(), TILES),
         ("dip", dip.DIP(tile=96), (96,)),
         ("dip", dip.DIP(network="untrained"), (0,)),
+        ("cyclegan", CycleGAN(), TILES),
+        ("cyclegan", CycleGAN(refine=3, preset="seed"), TILES),
+        ("cyclegan", CycleGAN(tile=96), (96,)),
         ("diffusion", Diffusion(patch=0), (0, *PATCHES)),
         ("diffusion", Diffusion(patch=128, overlap=48), (128, *PATCHES)),
         ("diffusion", Diffusion(patch=64, sampler="dps"), (64, 48)),
@@ -76,6 +80,11 @@ def test_smaller_tiles_are_tried_that_need_less_and_are_allowed(
     assert in_tiles[0] == params
     needed = [learned.needed_bytes((400, 400, 400), own) for own in in_tiles]
     assert needed == sorted(set(needed), reverse=True) and needed[-1] > 0
+
+
+def test_a_pass_of_a_network_needs_less_than_a_fit() -> None:
+    needed = [LEARNED["cyclegan"].needed_bytes((200, 200, 200), CycleGAN(refine=steps)) for steps in (0, 1, 30)]
+    assert needed[0] < 0.6 * needed[1] and needed[1] == needed[2] == LEARNED["dip"].needed_bytes((200,) * 3, dip.DIP())
 
 
 def test_a_card_comes_before_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

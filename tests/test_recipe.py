@@ -76,7 +76,7 @@ def test_the_stages_stand_in_order_and_read_only_what_came_before(job: Job) -> N
 def test_every_section_of_the_settings_is_read_by_a_stage() -> None:
     inversions: dict[str, Any] = {
         "method": "tkd",
-        "also": ("tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip"),
+        "also": ("tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip", "cyclegan"),
         "device": "cpu",
         "upsample": 2,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,17 +13,22 @@ from models import diffusion
 from models.diffusion import Diffusion
 from pipeline.invert import invert
 from pipeline.unlearned import unlearned
+from pipeline.volumes import Grid
 
-CARD = {"voxel_mm": [0.6, 2.5], "thickest_mm": 3.5, "limit_ppm": 0.4, "patch": 48, "sha256": "0" * 64}
+CARD = {"tilt_deg": 40, "voxel_mm": [0.6, 2.5], "thickest_mm": 3.5, "limit_ppm": 0.4, "patch": 48, "sha256": "0" * 64}
 MASK = torch.zeros((60, 60, 60), dtype=torch.bool)
 MASK[5:55, 4:56, 6:54] = True
+
+
+def grid(size: tuple[float, ...] = (1, 1, 1), b0_dir: tuple[float, ...] = (0, 0, 1)) -> Grid:
+    return Grid.simple(MASK.shape, size, b0_dir)
 
 
 def said(size: tuple[float, ...] = (1, 1, 1), misfit: float = 1.0, high: int = 0, card: Any = CARD) -> dict[str, str]:
     chi = torch.zeros(MASK.shape)
     chi[20, 20:24, :high] = -1.0
     chi[0] = 9.0  # outside
-    found = unlearned(card, size, chi, MASK, misfit)
+    found = unlearned(card, grid(size), chi, MASK, misfit)
     json.dumps(found)
     assert found["unlearned_share"] == pytest.approx(4 * max(0, high - 6) / int(MASK.sum()))
     return found["unlearned"]  # type: ignore[no-any-return]
@@ -42,8 +48,21 @@ def test_other_voxels_are_told(size: tuple[float, ...]) -> None:
     assert "0.6 to 2.5 mm" in found["voxels"] and "3.5 mm" in found["voxels"]
 
 
+@pytest.mark.parametrize(("degrees", "told"), [(0, False), (40, False), (40.9, False), (41.1, True), (49, False)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_direction_of_b0_far_from_every_axis_is_told(degrees: float, told: bool, axis: int) -> None:
+    along, across = math.cos(math.radians(degrees)), math.sin(math.radians(degrees)) * (0.6 if told else 1)
+    b0_dir = [0.0, 0.0, 0.0]
+    b0_dir[axis], b0_dir[axis - 1] = -along, across
+    b0_dir[axis - 2] = math.sqrt(max(0, 1 - along**2 - across**2))
+    found = unlearned(CARD, grid(b0_dir=tuple(b0_dir)), torch.zeros(MASK.shape), MASK, 1.0)["unlearned"]
+    assert list(found) == ["tilt"] * told
+    if told:
+        assert "41 degrees from the nearest axis" in found["tilt"] and "40 were learned" in found["tilt"]
+
+
 def test_a_thin_mask_values_and_misfits_are_told() -> None:
-    found = unlearned(CARD, (1, 1, 1), torch.zeros(60, 60, 60), MASK & (torch.arange(60) < 40), 1.0)
+    found = unlearned(CARD, grid(), torch.zeros(60, 60, 60), MASK & (torch.arange(60) < 40), 1.0)
     assert list(found["unlearned"]) == ["extent"] and "50 x 52 x 34 voxels" in found["unlearned"]["extent"]
     assert said(high=20) == {} and list(said(high=26)) == ["values"]
     assert "0.06% of the mask are beyond 0.4 ppm" in said(high=26)["values"]
@@ -52,7 +71,7 @@ def test_a_thin_mask_values_and_misfits_are_told() -> None:
 
 
 def test_a_card_that_says_nothing_is_believed_to_cover_all_and_one_that_says_little_no_more_than_that() -> None:
-    assert unlearned({"name": "dip"}, (9, 9, 9), torch.zeros(60, 60, 60), MASK, 50.0) == {}
+    assert unlearned({"name": "dip"}, grid((9, 9, 9)), torch.zeros(60, 60, 60), MASK, 50.0) == {}
     assert said((9, 9, 9), card={"patch": 48, "limit_ppm": 0.4}) == {}
     assert said((0.7, 0.7, 3), card={"voxel_mm": [0.6, 2.5], "limit_ppm": 0.4}).keys() == {"voxels"}
 

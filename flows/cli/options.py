@@ -23,7 +23,9 @@ Output = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(help="Reconstruction to publish: auto, classical, tkd, rts, tv, nltv, medi, tfi, dip or diffusion."),
+    typer.Option(
+        help="Reconstruction to publish: auto, classical, tkd, rts, tv, nltv, medi, tfi, dip, diffusion or cyclegan."
+    ),
 ]
 Also = Annotated[
     list[str] | None, typer.Option(metavar="METHOD,...", help="Further methods to publish beside it; may be repeated.")

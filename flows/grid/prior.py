@@ -28,6 +28,7 @@ from pipeline.volumes import Field, Grid, bounding_box
 
 FIELD_SD_AT_SNR_30 = 0.001  # ppm, of echoes at 4, 12, 20 and 28 ms at 3 T with the decay of white matter
 BLOCK = (48, 56, 48)
+BESIDE = ("tv", "dip", "diffusion", "cyclegan")  # compared by lesions and noise
 HEAVY_PPM = 0.1
 CUT = 48  # edge of the patches whose seams are looked at: the smallest
 SEAMS: dict[str, dict[str, Any]] = {
@@ -111,7 +112,7 @@ def block(scan: Simulation, snr: float, size: Sequence[int]) -> tuple[Field, Ten
 
 def lesions(
     settings: Settings,
-    methods: tuple[str, ...] = ("tv", "dip", "diffusion"),
+    methods: tuple[str, ...] = BESIDE,
     values_ppm: tuple[float, ...] = (1.0, -3.0, 0.1, -0.1),
 ) -> Iterator[Numbers]:
     """A haemorrhage of +1 ppm, a calcification of -3 ppm and a weak sphere alone in a ball: the share of the moment
@@ -125,7 +126,7 @@ def lesions(
             yield {"chi_ppm": value, "method": method, "moment_percent": 100 * share}
 
 
-def invented(settings: Settings, methods: tuple[str, ...] = ("tv", "dip", "diffusion")) -> Iterator[Numbers]:
+def invented(settings: Settings, methods: tuple[str, ...] = BESIDE) -> Iterator[Numbers]:
     """What a method makes of an empty field with the noise of SNR 30 (four echoes at 3 T): mean and largest |chi|."""
     sd = FIELD_SD_AT_SNR_30
     field, _, _ = ball(0.0, sd)

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 import pipeline
-from models import weights
 from pipeline.card import card
 from pipeline.device import forget_peak, peak_memory_bytes, pick_device
 from pipeline.errors import ChironError
 from pipeline.invert import FROM_TOTAL, chosen_methods
-from pipeline.learned import LEARNED
+from pipeline.learned import LEARNED, card_of
 from pipeline.quality import brain_beside
 from pipeline.recipe import stages
 from pipeline.recipe.job import Inputs, Job, Progress
@@ -159,8 +158,8 @@ def _key(stage: Stage, job: Job, done: Mapping[str, Result]) -> str:
     if stage.name == "mask" and job.settings.mask.file:
         key["mask"] = _mask_digest(Path(job.settings.mask.file))
     method = "diffusion" if stage.name == "upsample" else stage.name.removeprefix("invert-")
-    if method in LEARNED:
-        key["weights"] = weights.card(method)["sha256"]
+    if method in LEARNED and (card := card_of(method, getattr(job.settings, method))):
+        key["weights"] = card["sha256"]
     if stage.name == "quality":
         key["methods"] = chosen_methods(job.settings)
         compared = (job.truth, brain_beside(job.truth)) if job.truth else ()

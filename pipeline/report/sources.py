@@ -58,7 +58,7 @@ _INVERTED = {
     "tfi": "inversion of the total field in one step",
     "dip": "Deep Image Prior, a network with weights learned on simulated heads unless stated",
     "diffusion": "posterior sampling with a diffusion prior, a network learned on simulated heads",
-    "cyclegan": "a physics-informed cycle-consistent network",
+    "cyclegan": "CycleQSM, a cycle-consistent network learned on simulated fields and maps without pairs",
 }
 _BESIDE = {
     "arlo": "R2* was fitted to the magnitudes by ARLO.",

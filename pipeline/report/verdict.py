@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ChironError
 from pipeline.report.checklist import Item
-from pipeline.report.found import NETWORKS, Found, meaning, name_of
+from pipeline.report.found import NETWORKS, Found, meaning, name_of, number
 
 Word = Literal["usable", "check", "do not use"]
 
@@ -62,6 +62,7 @@ KINDS = {
     "educated": "a network that learned on simulated heads and is fitted only to a scan that it does not explain",
     "untrained": "an untrained network fitted to this scan alone",
     "diffusion": "a generative network that learned on simulated heads, sampled as the measured field guides it",
+    "cyclegan": "a network that learned on simulated fields and maps that do not belong together",
 }
 
 
@@ -72,7 +73,7 @@ def _remarks(found: Found) -> tuple[str, ...]:
     kind = KINDS.get(facts.get("network") or found.primary, "a trained network")
     beside = f" The {name_of(found.classical)} map is shown beside it." if found.classical else ""
     ending = facts.get("stop_reason")
-    how = f" Here: {ending}." if facts.get("network") == "educated" and ending else _sampled(facts)
+    how = f" Here: {ending}." if facts.get("network") == "educated" and ending else _sampled(facts) + _passed(facts)
     name = ("the " if found.primary == "diffusion" else "") + name_of(found.primary)
     made = f"The published map was made by {name}, {kind}.{how}"
     return (f"{made} Such methods are outside the consensus of 2024.{beside}",)
@@ -85,6 +86,16 @@ def _sampled(facts: Mapping[str, Any]) -> str:
     samples, ended = facts.get("samples"), " Time was over before all were done." if facts.get("out_of_time") else ""
     of = f"the mean of {samples} samples" if samples != 1 else "one sample"
     return f" Here: {of} by {facts['sampler']}, {facts.get('network_evaluations')} evaluations of the network.{ended}"
+
+
+def _passed(facts: Mapping[str, Any]) -> str:
+    """What CycleQSM's network left of the field, and what the fit and the data consistency after it."""
+    asked, left = facts.get("parameters") or {}, [facts.get(f"{name}_misfit") for name in ("first", "refined", "last")]
+    if "views" not in asked or left[0] is None:
+        return ""
+    plain = " in its plain form" if asked["preset"] == "seed" else ""
+    between = "" if left[1] is None else f", {number(left[1])} after {asked['refine']} steps of fitting to the scan"
+    return f" Here: a misfit of {number(left[0])} σ² from the network{plain}{between}, {number(left[2])} in the end."
 
 
 def _consensus(items: list[Item]) -> tuple[str, ...]:
