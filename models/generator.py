@@ -46,12 +46,15 @@ class Generator:
         return self._map(self._outputs(z, mirrored)[0])
 
     @torch.no_grad()
-    def doubt(self, z: Tensor) -> Tensor | None:
-        """The standard deviation in ppm that the network gives to chi, where it has learned to."""
-        outputs = self._outputs(z, ())
-        if len(outputs) == 1:
-            return None
-        return torch.where(self.mask, 2**0.5 * DOUBT_PPM * outputs[1].clamp(-4, 6).exp(), 0)
+    def answer(self, z: Tensor, views: Sequence[Axes] = VIEWS[:1]) -> tuple[Tensor, Tensor | None]:
+        """The map and the standard deviation that the network gives to it, where it has learned to, both in ppm and
+        the mean of these mirror images."""
+        chi, doubt = torch.zeros_like(self.base), torch.zeros_like(self.base)
+        for view in views:
+            outputs = self._outputs(z, view)
+            chi += self._map(outputs[0]) / len(views)
+            doubt += 2**0.5 * DOUBT_PPM * outputs[-1].clamp(-4, 6).exp() / len(views)
+        return chi, torch.where(self.mask, doubt, 0) if len(outputs) > 1 else None
 
     def descend(self, z: Tensor, loss: Loss, mirrored: Axes = ()) -> tuple[Tensor, float, float]:
         """Chi, loss and misfit; the slope of the loss is left in the weights."""

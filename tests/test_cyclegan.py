@@ -157,7 +157,7 @@ def test_it_is_told_b0_and_voxel_size() -> None:
     )
     with torch.no_grad():
         away = [
-            float((replace(scan.generator, told=other.generator.told).chi(scan.seen) - scan.output()).abs().max())
+            float((replace(scan.generator, told=other.generator.told).chi(scan.seen) - scan.answer()[0]).abs().max())
             for other in (turned, opposite)
         ]
     assert away[0] > 1e-4 > 1e-6 > away[1]

@@ -122,7 +122,7 @@ def _diffusion_step(case: Case) -> Ready:
 def _cyclegan_pass(case: Case) -> Ready:
     """One pass of the generator; the classical maps that it sees are there."""
     scan = Scan(_given(case), CycleGAN())
-    return Ready(scan.seen, scan.output)
+    return Ready(scan.seen, scan.answer)
 
 
 def _given(case: Case) -> Given:

@@ -146,7 +146,7 @@ def grid(
     ] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(metavar="PART,...", help="dipole, whole, super-resolution or prior; else the first two."),
+        typer.Option(metavar="PART,...", help="dipole, whole, super-resolution, prior, cycle; else the first two."),
     ] = None,
     seeds: Annotated[
         str, typer.Option(metavar="N,...", help="A head of each cell for each; others make others.")
@@ -169,7 +169,8 @@ def grid(
     part `whole` goes the whole way from the echoes and also scores mask, unwrapping and fields. Rows are said on stderr
     as they are done; a cell takes one to three minutes on two cores. Part `super-resolution` compares the diffusion
     prior with interpolation on the finer voxels that cells of large ones are simulated of, part `prior` shows its
-    seams, its cost, lesions and what it makes of noise (half an hour); --method is not for these.
+    seams, its cost, lesions and what it makes of noise (half an hour), part `cycle` CycleQSM without its parts, fitted,
+    and under a tilted field; --method is not for these.
 
     Example: chiron grid --quick --method tv --set tv.strength=20
 

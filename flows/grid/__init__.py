@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.grid.cells import CELLS, QUICK, Anatomy, anatomies, finer_head, scan
+from flows.grid.cycle import looks
 from flows.grid.finer import super_resolution
 from flows.grid.prior import looked_at
 from flows.grid.score import Numbers, dipole, whole
@@ -16,7 +17,7 @@ from pipeline.settings import Settings
 __all__ = ["CELLS", "PARTS", "QUICK", "USUAL", "Scores", "grid"]
 
 USUAL = ("dipole", "whole")
-PARTS = (*USUAL, "super-resolution", "prior")
+PARTS = (*USUAL, "super-resolution", "prior", "cycle")
 
 
 @dataclass
@@ -29,11 +30,11 @@ class Scores:
     whole: list[Numbers] = field(default_factory=list)
     steps: list[Numbers] = field(default_factory=list)
     super_resolution: list[Numbers] = field(default_factory=list)
-    prior: dict[str, list[Numbers]] = field(default_factory=dict)
+    tables: dict[str, list[Numbers]] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         """Everything, as plain values."""
-        parts = ("cells", "dipole", "whole", "steps", "super_resolution", "prior")
+        parts = ("cells", "dipole", "whole", "steps", "super_resolution", "tables")
         return {name: getattr(self, name) for name in parts} | {"settings": self.settings.model_dump(mode="json")}
 
 
@@ -50,7 +51,7 @@ def grid(
     """Score the methods on every cell and anatomy, one after the other; `say` is told of each as it is done.
 
     Part `super-resolution` compares methods of its own, and has nothing to say of cells that are not averaged; `prior`
-    looks at the diffusion prior itself.
+    looks at the diffusion prior itself, `cycle` at CycleQSM.
     """
     scores = Scores(settings, {name: asdict(CELLS[name]) for name in cells})
     places = list(CELLS)
@@ -89,14 +90,19 @@ def _score(
             say(f"{name}, {anatomy.name}, super-resolution: {_brief(row)}")
     if "prior" in parts:
         for table, row in looked_at(scanned, cell.snr, scores.settings):
-            scores.prior.setdefault(table, []).append(which | row)
+            scores.tables.setdefault(table, []).append(which | row)
+            say(f"{name}, {anatomy.name}, {table}: {_brief(row)}")
+    if "cycle" in parts:
+        for table, row in looks(scanned, cell, anatomy, head, scores.settings):
+            scores.tables.setdefault(table, []).append(which | row)
             say(f"{name}, {anatomy.name}, {table}: {_brief(row)}")
 
 
 def _brief(row: Numbers) -> str:
-    shown = ("task", "method", "patches", "sampler", "evaluations", "chi_ppm", "error", "mask_dice",
-             "wrong_wraps_percent", "total_nrmse", "local_nrmse", "brain_kept_percent", "seam", "moment_percent",
-             "mean_ppm", "nrmse", "hfen", "xsim", "seconds")  # fmt: skip
+    shown = ("task", "method", "variant", "tilt_deg", "patches", "sampler", "evaluations", "chi_ppm", "error",
+             "mask_dice", "wrong_wraps_percent", "total_nrmse", "local_nrmse", "brain_kept_percent", "seam",
+             "moment_percent",
+             "mean_ppm", "dgm_slope", "vein_slope", "nrmse", "hfen", "xsim", "seconds")  # fmt: skip
     values = {name: row[name] for name in shown if row.get(name) is not None}
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{value}" for name, value in values.items()

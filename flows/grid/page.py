@@ -72,25 +72,52 @@ diffusion prior stand interpolations: of the map, and of that by `tv` at the sca
 """
 
 
-PRIOR: dict[str, tuple[str, dict[str, str]]] = {
+LOOKS: dict[str, tuple[str, str, dict[str, str]]] = {
     "seams": (
+        "The diffusion prior: seams",
         "Seams of patches of 48 voxels: of the difference to a volume made as a whole, the mean squared step across"
         " their cuts over that elsewhere. One evaluation of a map under noise of 0.1 ppm, and the map from the field.",
         {"seam": "one evaluation", "guided": "the map"},
     ),
     "evaluations": (
+        "The diffusion prior: evaluations",
         "Quality against evaluations of the network, one sample each, on the middle 48 x 56 x 48 voxels alone.",
         {"evaluations": "evaluations", "nrmse": "NRMSE", "hfen": "HFEN", "xsim": "XSIM", "seconds": "s"},
     ),
     "lesions": (
+        "The diffusion prior: lesions",
         "One sphere of 6 mm radius alone in a ball of 1.5 mm voxels: the share of its moment that comes back.",
         {"chi_ppm": "chi, ppm", "moment_percent": "moment, %"},
     ),
     "noise": (
+        "The diffusion prior: noise",
         "An empty field with the noise of SNR 30: mean and largest |chi| that is made of it.",
         {"mean_ppm": "mean, ppm", "largest_ppm": "largest, ppm"},
     ),
-}
+    "variants": (
+        "CycleQSM: without its parts, and fitted",
+        "Dipole step. Slopes over the truth: of the means of the deep grey nuclei, and of the contrast of the five"
+        " largest veins to what is around them. The misfit is the root mean square in units of the noise.",
+        {"nrmse": "NRMSE", "xsim": "XSIM", "dgm_slope": "DGM slope", "vein_slope": "vein slope", "misfit": "misfit",
+         "seconds": "s"},
+    ),
+    "tilts": (
+        "CycleQSM: B0 tilted",
+        "The same head under a field that is tilted by so many degrees.",
+        {"tilt_deg": "tilt, degrees", "nrmse": "NRMSE", "xsim": "XSIM", "dgm_slope": "DGM slope",
+         "vein_slope": "vein slope"},
+    ),
+    "scaled": (
+        "CycleQSM: fields that are stronger, weaker, or of the other sign",
+        "How far the map of a field times a number is from the map times that number, over its size.",
+        {"departs_percent": "departs by, %"},
+    ),
+    "strange": (
+        "CycleQSM: scans that it never learned from",
+        "NRMSE of the dipole step, and what M004 says of them.",
+        {"tv": "`tv`", "cyclegan": "`cyclegan`", "flagged": "flagged"},
+    ),
+}  # fmt: skip
 
 
 def page(scores: Scores, configuration: str) -> str:
@@ -107,17 +134,21 @@ def page(scores: Scores, configuration: str) -> str:
         parts += [] if SUPER_RESOLUTION in parts else [SUPER_RESOLUTION]
         parts += [_summary(rows, FINER, f"{task}, median (worst)")]
         parts += [f"### Every cell, {task}\n", _rows(rows, FINER, "method")]
-    for name, (words, columns) in PRIOR.items():
-        if found := scores.prior.get(name):
-            what = next(key for key in ("patches", "sampler", "method") if key in found[0])
-            parts += [f"## The diffusion prior: {name}\n\n{words}\n", _rows(found, columns, what)]
+    for name, (title, words, columns) in LOOKS.items():
+        if found := scores.tables.get(name):
+            what = next(key for key in ("variant", "case", "factor", "patches", "sampler", "method") if key in found[0])
+            parts += [f"## {title}\n\n{words}\n", _rows(found, columns, what)]
     return "\n".join(parts)
 
 
 def _command(scores: Scores) -> str:
     """The command that makes these scores, label maps by whichever folder."""
     rows = [*scores.dipole, *scores.whole]
-    alone = {"super-resolution": scores.super_resolution, "prior": scores.prior}
+    alone = {
+        "super-resolution": scores.super_resolution,
+        "prior": scores.tables.get("evaluations"),
+        "cycle": scores.tables.get("variants"),
+    }
     parts = "".join(f" --part {name}" for name, made in alone.items() if made and not rows)
     methods = dict.fromkeys(row["method"] for row in rows if "method" in row)
     labels = " --labels DIR" if any("label map" in row["anatomy"] for row in [*rows, *scores.super_resolution]) else ""
@@ -171,7 +202,9 @@ def _rows(rows: Sequence[Numbers], columns: Mapping[str, str], *more: str) -> st
     return table(["cell", "anatomy", *more, *columns.values()], lines)
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value
     return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 

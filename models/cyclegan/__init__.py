@@ -47,13 +47,12 @@ def reconstruct(
     began = time.monotonic()
     scan = Scan(Given(field, weight, dipole), params)
     progress(0.3, "the network")
-    chi = scan.output()
-    doubt = scan.generator.doubt(scan.seen)
+    chi, doubt = scan.answer()
     facts: dict[str, Any] = {"first_misfit": scan.misfit(chi)}
     curve: list[float] = []
     if params.refine:
         curve = scan.refine(progress)
-        chi = scan.output()
+        chi, doubt = scan.answer()
         facts["refined_misfit"] = scan.misfit(chi)
     chi = scan.consistent(chi)
     facts |= {"last_misfit": scan.misfit(chi), "weights": scan.card["sha256"]}
@@ -97,11 +96,9 @@ class Scan:
             None if plain else self._told,
         )
 
-    @torch.no_grad()
-    def output(self) -> Tensor:
-        """The generator's map (X, Y, Z) in ppm, the mean of as many mirror images as asked."""
-        views = VIEWS[: self.params.views]
-        return torch.stack([self.generator.chi(self.seen, view) for view in views]).mean(0)
+    def answer(self) -> tuple[Tensor, Tensor | None]:
+        """The generator's map (X, Y, Z) in ppm and how sure it is, the mean of as many mirror images as asked."""
+        return self.generator.answer(self.seen, VIEWS[: self.params.views])
 
     @torch.no_grad()
     def consistent(self, chi: Tensor) -> Tensor:

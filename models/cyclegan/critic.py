@@ -55,12 +55,14 @@ Shown = tuple[Tensor, Tensor, Tensor]  # what a critic is shown
 def wasserstein(critic: nn.Module, real: Shown, made: Shown, between: Tensor) -> Tensor:
     """The critic's loss, its slope between maps and what was made held near 1 (Gulrajani 2017, arXiv 1704.00028).
 
-    `between` (B, 1, 1, 1) says where: 0 is what was made, of which the last are of the fields of these maps.
+    The slope is against the root mean square of a volume, not its norm, which grows with the voxels. `between`
+    (B, 1, 1, 1) says where: 0 is what was made, of which the last are of the fields of these maps.
     """
     own = made[0][-len(between) :]
     at = (own + between * (real[0] - own)).requires_grad_()
     found = critic(at, *real[1:]).mean(dim=(1, 2, 3, 4)).sum()
     slope = torch.autograd.grad(found, at, create_graph=True)[0]
     gap: Tensor = critic(*made).mean() - critic(*real).mean()
-    penalty: Tensor = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    steepness = slope.flatten(1).norm(dim=1) * slope[0].numel() ** 0.5
+    penalty: Tensor = (steepness - 1).square().mean()
     return gap + PENALTY * penalty

@@ -11,6 +11,7 @@ from models.dipole import Dipole
 from models.seen import NOISE_PPM
 from models.unet import FoldedUNet
 
+NORMAL = 0.6745  # median of the modulus of a normal number
 TOLD = 9  # numbers by which the network is told voxels and B0
 
 
@@ -42,11 +43,16 @@ def told(voxel_size_mm: Sequence[float], b0_dir: Sequence[float]) -> Tensor:
 def consistent(chi: Tensor, left: Tensor, weight: Tensor, dipole: Dipole, trust: Tensor) -> Tensor:
     """chi + u with |w (D u - left)|^2 + mu |u|^2 the least, in closed form: `left` is what chi leaves of the field.
 
-    mu = exp(`trust`) times the square of the typical noise in `NOISE_PPM`. `weight` is 1 / noise, 0 outside the mask.
-    The closed form counts all voxels alike, so what a noisier one leaves is scaled down before; beyond the mask the
-    map's own field is taken for the true one.
+    mu = exp(`trust`) times the square of the typical error in `NOISE_PPM`: that of the noise, or of what is left where
+    that is more, for then the field holds what no map explains. `weight` is 1 / noise, 0 outside the mask. The closed
+    form counts all voxels alike, so what a noisier one leaves is scaled down before; beyond the mask the map's own
+    field is taken for the true one.
     """
-    typical = weight[weight > 0].median()
-    mu = trust.exp() / (typical * NOISE_PPM).square()
+    inside = weight > 0
+    if not bool(inside.any()):
+        return chi
+    typical = weight[inside].median()
+    error = torch.maximum(1 / typical, left[inside].abs().median().detach() / NORMAL)
+    mu = trust.exp() * (error / NOISE_PPM).square()
     reliable = (weight / typical).clamp(max=1)
     return chi + dipole.ifft(dipole.kernel / (dipole.kernel.square() + mu) * dipole.fft(reliable * left))

@@ -45,7 +45,7 @@ class Form:
     plain: bool = False
     consistency: bool = True
     adversary: Adversary = "hinge"
-    adversarial: float = 0.01
+    adversarial: float = 1.0
     begins: int = 1000
     ramp: int = 1000
     critic_steps: int = 1

@@ -43,18 +43,14 @@ class Fitting:
             beyond = torch.tensor(BEYOND, device=device)
             self.views = VIEWS
             self.generator = Generator(network, start, given.mask, in_half, params.tile, beyond)
-            self.doubt = self.generator.doubt(self.z)
+            self.doubt = self.generator.answer(self.z)[1]
         self.loss = Loss(given.field, given.weight, given.dipole, params)
         betas = (0.5, 0.999) if params.preset == "seed" else (0.9, 0.99)
         self.optimiser = torch.optim.Adam(network.parameters(), lr=params.rate, betas=betas)
 
-    @torch.no_grad()
     def output(self) -> Tensor:
         """The map (X, Y, Z) in ppm as it is now, the mean of all views of an educated network."""
-        mean = torch.zeros_like(self.start)
-        for view in self.views:
-            mean += self.generator.chi(self.z, view) / len(self.views)
-        return mean
+        return self.generator.answer(self.z, self.views)[0]
 
     def step(self, mean: Tensor) -> tuple[Tensor, float, float]:
         """Chi (X, Y, Z) before the step, its loss and misfit; edges are relieved where the `mean` so far has them."""

@@ -49,14 +49,19 @@ def psnr(chi: Tensor, truth: Tensor, mask: Tensor) -> tuple[float, float]:
 
 
 def slope_deviation(chi: Tensor, truth: Tensor, mask: Tensor, labels: Tensor, codes: tuple[int, ...]) -> float:
-    """|1 - slope| of the regions' means, x on y; `codes` are the labels of the six deep grey nuclei."""
+    """|1 - slope| of the regions' means."""
+    return abs(1 - slope(chi, truth, mask, labels, codes))
+
+
+def slope(chi: Tensor, truth: Tensor, mask: Tensor, labels: Tensor, codes: tuple[int, ...]) -> float:
+    """Of the regions' means, x on y; `codes` are the labels of the six deep grey nuclei."""
     regions = [region for code in codes if bool((region := mask & (labels == code)).any())]
     if len(regions) < 2:
         return math.nan
     x = torch.stack([chi[r].double().mean() for r in regions])
     y = torch.stack([truth[r].double().mean() for r in regions])
     x, y = x - x.mean(), y - y.mean()
-    return abs(1 - _ratio(float(x @ y), float(y @ y)))
+    return _ratio(float(x @ y), float(y @ y))
 
 
 def calcification(chi: Tensor, truth: Tensor, where: Tensor) -> tuple[float, float]:
