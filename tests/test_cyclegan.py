@@ -93,12 +93,15 @@ def test_data_consistency_solves_its_equation_where_the_weight_is_even() -> None
     dipole = Dipole(shape, SIZE, B0, padding=0, dtype=torch.float64)
     random = torch.Generator().manual_seed(0)
     chi, left = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))
+    left = left / left.abs().median() * 0.6745 * sd  # as much as the noise
     u = consistent(chi, left, torch.full(shape, 1 / sd), dipole, trust) - chi
     mu = float(trust.exp()) * (sd / NOISE_PPM) ** 2
-    torch.testing.assert_close(dipole.forward(dipole.forward(u)) + mu * u, dipole.forward(left), rtol=0, atol=1e-6)
+    torch.testing.assert_close(dipole.forward(dipole.forward(u)) + mu * u, dipole.forward(left), rtol=0, atol=1e-9)
     assert abs(float(u.mean())) < 1e-9
     assert float((left - dipole.forward(u)).norm()) < 0.999 * float(left.norm())
     torch.testing.assert_close(consistent(chi, left, torch.ones(shape) / sd, dipole, trust + 60), chi)
+    more = consistent(chi, 9 * left, torch.full(shape, 1 / sd), dipole, trust) - chi  # nine times what noise explains
+    assert float(more.norm()) < 3 * float(u.norm())
     noisy = torch.full(shape, 1 / sd)
     noisy[:6] /= 10
     less = consistent(chi, left, noisy, dipole, trust) - chi
@@ -109,7 +112,7 @@ def test_data_consistency_brings_the_map_nearer_to_the_field_and_can_be_left_out
     given = head((19, 16, 14))
     bare, ended = run(given, consistency=False), run(given)
     assert bare.facts["last_misfit"] == bare.facts["first_misfit"] == ended.facts["first_misfit"]
-    assert ended.facts["last_misfit"] < 0.98 * ended.facts["first_misfit"]
+    assert ended.facts["last_misfit"] < ended.facts["first_misfit"]
     assert not torch.equal(bare.chi_ppm, ended.chi_ppm)
 
 

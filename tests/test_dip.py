@@ -15,11 +15,11 @@ from test_classical import SHAPE, Phantom, phantom
 
 from models import classical
 from models.classical import calculus
-from models.dip import DIP, Found, features, misfit, moved, reconstruct, resolved, stopping
+from models.dip import DIP, Found, misfit, moved, reconstruct, resolved, stopping
 from models.dip.loss import Loss, laplacian26
 from models.dipole import Dipole
 from models.generator import Generator, tiles
-from models.seen import Given
+from models.seen import CHANNELS, OUTSIDE, Given, educated
 from models.unet import FoldedUNet
 
 SMALL = DIP(
@@ -240,10 +240,10 @@ def test_the_laplacian_over_26_neighbours_is_blind_to_what_is_linear() -> None:
 def test_features_are_finite_and_of_about_unit_size(p: Phantom) -> None:
     given = Given(p.field, p.weight, p.dipole)
     tv = given.classical("tv")
-    seen = features.educated(given, tv)
-    assert seen.shape == (1, features.CHANNELS, *SHAPE) and bool(seen.isfinite().all())
+    seen = educated(given, tv)
+    assert seen.shape == (1, CHANNELS, *SHAPE) and bool(seen.isfinite().all())
     assert 0.1 < float(seen[0, 0][given.mask].std()) < 5
-    assert bool((seen[0, 4][~given.mask] == features.OUTSIDE).all())
+    assert bool((seen[0, 4][~given.mask] == OUTSIDE).all())
 
 
 def test_an_educated_network_is_fitted_only_where_the_noise_asks_for_it(p: Phantom) -> None:
