@@ -166,7 +166,7 @@ def _dipole(voxel_size_mm: tuple[float, float, float], b0_dir: tuple[float, floa
 
 
 def _size(volume: Tensor, mask: Tensor) -> float:
-    return max(1e-4, float(((volume * mask).square().sum() / mask.sum().clamp_min(1)).sqrt()))
+    return max(SCALE_PPM / 5, float(((volume * mask).square().sum() / mask.sum().clamp_min(1)).sqrt()))
 
 
 @dataclass(frozen=True)
