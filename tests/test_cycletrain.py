@@ -21,13 +21,15 @@ from flows.train.plan import Plan
 from flows.train.pool import AHEAD, FIRST, STEPS
 from flows.train.scans import Shown
 from models import weights
+from models.cyclegan import crops, form
 from models.cyclegan import scanned as scanning
-from models.cyclegan import training
 from models.cyclegan.critic import Critic, hinge, wasserstein
+from models.cyclegan.crops import Example, cut, example, save_example
+from models.cyclegan.form import Form
 from models.cyclegan.held import Held
 from models.cyclegan.network import told
 from models.cyclegan.scanned import TILT, Scanned, scanned
-from models.cyclegan.training import Example, Form, Lesson, cut, example, save_example
+from models.cyclegan.training import Lesson
 from models.dipole import Dipole
 from models.maps import Map
 from models.seen import Given
@@ -45,11 +47,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(training, "WIDTHS", TINY)
-    monkeypatch.setattr(training, "CROP", CROP)
-    training._dipole.cache_clear()  # of crops of this size alone
+    monkeypatch.setattr(form, "WIDTHS", TINY)
+    monkeypatch.setattr(crops, "CROP", CROP)
+    crops._dipole.cache_clear()  # of crops of this size alone
     yield
-    training._dipole.cache_clear()
+    crops._dipole.cache_clear()
 
 
 def tiny_map(strength: float = 1.0) -> Map:
@@ -256,7 +258,7 @@ def test_a_sites_own_fields_are_read_as_published_and_prepared_once(tmp_path: Pa
     told: list[str] = []
     published(tmp_path / "site", "doe", tiny_field(1))
     (stored,) = own_fields(tmp_path / "site", tmp_path / "fields", told.append)
-    one = training.load_example(stored)
+    one = crops.load_example(stored)
     assert one.voxel_size_mm == pytest.approx(VOXEL) and one.b0_dir == pytest.approx(B0) and one.chi is None
     assert int(one.mask.sum()) == int(tiny_field(1).count_nonzero()) and one.mask.shape < tiny_field(1).shape
     assert 0 < one.size < 0.05 and abs(float(one.left.float()[one.mask].mean())) < 1e-3
@@ -311,7 +313,7 @@ def test_fields_of_simulated_scans_are_kept_without_their_maps(tmp_path: Path, m
     files = simulated_fields(plan, [], tmp_path, print)
     assert [file.name for file in files] == ["7-dipole.pt", "7-whole.pt", "8-dipole.pt", "8-whole.pt"]
     assert files == simulated_fields(plan, [], tmp_path, print) and drawn == [7, 8]
-    assert training.load_example(files[0]).chi is None
+    assert crops.load_example(files[0]).chi is None
     shelf = Shelf(files, most=3)
     assert len(shelf(0)) == 3 and shelf(0)[0] is shelf(STEPS - 1)[0]
     kept = shelf(0)[1]

@@ -18,9 +18,11 @@ from flows.train.plan import Plan, Say
 from flows.train.pool import FIRST, STEPS, Pool, Sources, map_sources
 from flows.train.scans import SIZES
 from models import weights
+from models.cyclegan.crops import CROP, Example
+from models.cyclegan.form import Adversary, Form
 from models.cyclegan.held import Held
 from models.cyclegan.scanned import TILT
-from models.cyclegan.training import CROP, Adversary, Example, Form, Lesson
+from models.cyclegan.training import Lesson
 from models.maps import THICKEST_MM, VOXELS_MM
 from models.seen import SCALE_PPM
 from models.train import Trainer

@@ -15,8 +15,8 @@ from flows.train.files import named, published_fields, read_field, sidecar_of
 from flows.train.plan import Plan, Say
 from flows.train.pool import STEPS, Sources
 from flows.train.scans import Shown, as_inverted, each_scan
+from models.cyclegan.crops import Example, example, load_example, save_example
 from models.cyclegan.scanned import scanned
-from models.cyclegan.training import Example, example, load_example, save_example
 from models.dipole import Dipole
 from models.maps import Map
 from models.seen import Given

@@ -9,7 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models.cyclegan.training import MARGIN, Crop, Example, Form, cut, made
+from models.cyclegan.crops import Crop, Example, cut
+from models.cyclegan.form import Form
+from models.cyclegan.training import MARGIN, made
 
 CROPS = 2  # of each example
 AT_ONCE = 4
