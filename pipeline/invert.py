@@ -117,7 +117,8 @@ def invert(
     chi, facts["reference"] = reference(chi, mask)
     if card := card_of(method, params):
         misfit = data_consistency(chi, field, given.sd_ppm[box], mask, dipole)
-        facts |= unlearned(card, given.grid, chi, mask, misfit)
+        noise = float(given.sd_ppm[box][mask].median())
+        facts |= unlearned(card, given.grid, chi, mask, misfit, noise)
     doubt = None if uncertainty is None else _whole(uncertainty, given, box)
     return Susceptibility(_whole(chi, given, box), given.mask, given.grid, method, facts, doubt)
 

@@ -12,15 +12,18 @@ from pipeline.volumes import Grid, bounding_box
 BEYOND = 0.0005  # share of the mask: 0.0002 in simulated scans without a lesion, 0.0006 and more with a calcification
 MISFIT = (0.3, 3.0)  # root mean square in units of the noise
 TILT_TOLERANCE = 1.0  # degrees
-FIELDS = ("voxel_mm", "thickest_mm", "tilt_deg", "limit_ppm", "patch")  # of a card that says what its network has seen
+# of a card that says what its network has seen
+FIELDS = ("voxel_mm", "thickest_mm", "tilt_deg", "noise_ppm", "limit_ppm", "patch")
 
 
-def unlearned(card: Mapping[str, Any], grid: Grid, chi_ppm: Tensor, mask: Tensor, misfit: float) -> dict[str, Any]:
+def unlearned(
+    card: Mapping[str, Any], grid: Grid, chi_ppm: Tensor, mask: Tensor, misfit: float, noise_ppm: float = 0.0
+) -> dict[str, Any]:
     """Facts: `unlearned`, sentences by what departs, and `unlearned_share`, that of voxels with values never learned.
 
     `grid` gives voxel size and direction of B0; `misfit` is the root mean square of what the map (X, Y, Z) leaves of
-    the field, in units of its noise. A card says what its network has seen by any of `FIELDS`; where it has none of
-    them nothing is known, and nothing is said.
+    the field, in units of its noise, and `noise_ppm` how large that typically is. A card says what its network has seen
+    by any of `FIELDS`; where it has none of them nothing is known, and nothing is said.
     """
     if not any(name in card for name in FIELDS):
         return {}
@@ -28,6 +31,7 @@ def unlearned(card: Mapping[str, Any], grid: Grid, chi_ppm: Tensor, mask: Tensor
     said = {
         "voxels": _voxels(card, grid),
         "tilt": _tilt(card, grid),
+        "noise": _noise(card, noise_ppm),
         "extent": _extent(card, mask),
         "values": _values(card, share),
     }
@@ -52,6 +56,13 @@ def _tilt(card: Mapping[str, Any], grid: Grid) -> str:
     if grid.obliquity_deg <= most + TILT_TOLERANCE:
         return ""
     return f"B0 is {grid.obliquity_deg:.0f} degrees from the nearest axis of the voxels, where {most:g} were learned"
+
+
+def _noise(card: Mapping[str, Any], noise_ppm: float) -> str:
+    most = card.get("noise_ppm", float("inf"))
+    if noise_ppm <= most:
+        return ""
+    return f"the field's noise is {noise_ppm:.2g} ppm, where up to {most:g} ppm were learned"
 
 
 def _extent(card: Mapping[str, Any], mask: Tensor) -> str:

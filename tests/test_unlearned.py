@@ -70,6 +70,15 @@ def test_a_thin_mask_values_and_misfits_are_told() -> None:
         assert list(said(misfit=misfit)) == ["misfit"]
 
 
+def test_more_noise_than_was_learned_is_told() -> None:
+    noisy = CARD | {"noise_ppm": 0.003}
+    for noise, names in ((0.003, []), (0.0031, ["noise"])):
+        found = unlearned(noisy, grid(), torch.zeros(MASK.shape), MASK, 1.0, noise)["unlearned"]
+        assert list(found) == names
+    assert "0.0031 ppm" in found["noise"] and "up to 0.003 ppm" in found["noise"]
+    assert unlearned(CARD, grid(), torch.zeros(MASK.shape), MASK, 1.0, 9.0)["unlearned"] == {}
+
+
 def test_a_card_that_says_nothing_is_believed_to_cover_all_and_one_that_says_little_no_more_than_that() -> None:
     assert unlearned({"name": "dip"}, grid((9, 9, 9)), torch.zeros(60, 60, 60), MASK, 50.0) == {}
     assert said((9, 9, 9), card={"patch": 48, "limit_ppm": 0.4}) == {}

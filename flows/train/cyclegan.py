@@ -21,7 +21,7 @@ from models import weights
 from models.cyclegan.crops import CROP, Example
 from models.cyclegan.form import Adversary, Form
 from models.cyclegan.held import Held
-from models.cyclegan.scanned import TILT
+from models.cyclegan.scanned import NOISE_PPM, TILT
 from models.cyclegan.training import Lesson
 from models.maps import THICKEST_MM, VOXELS_MM
 from models.seen import SCALE_PPM
@@ -184,6 +184,7 @@ def _card(
         "voxel_mm": [min(sizes), max(sizes)],
         "thickest_mm": THICKEST_MM,
         "tilt_deg": TILT,
+        "noise_ppm": NOISE_PPM[1],
         "patch": CROP,
         "validation": row,
         "patients": f"{whose} of a site" if whose else "none",
