@@ -104,7 +104,7 @@ def test_a_network_that_knows_nothing_leaves_the_classical_map_and_one_learns(on
 def test_data_consistency_leaves_less_of_the_field(one: Example) -> None:
     network = Form().network()
     with torch.no_grad():
-        network.trust.fill_(-3)
+        network.tenths.fill_(-0.3)
     found = Held([one], Form()).measured(network, CPU)
     assert found["misfit_over_tv"] < 0.9 and found["slope"] > 0.5
 
@@ -336,7 +336,7 @@ def test_the_command_trains_by_own_fields_and_goes_on(
     assert execute([*words, "--minutes", "0.02"]) == 0
     card = json.loads((out / "cyclegan.json").read_text())
     tensors, found = weights.load("cyclegan", out)
-    assert found == card and card["steps"] > 0 and card["channels"] == list(TINY) and "trust" in tensors
+    assert found == card and card["steps"] > 0 and card["channels"] == list(TINY) and "tenths" in tensors
     assert (card["inputs"], card["outputs"], card["patch"]) == (7, 2, 48) and card["form"]["adversary"] == "hinge"
     assert card["patients"] == "1 fields of a site" and card["licence"] == "that of the site's data"
     assert set(card["validation"]) == {"error_over_tv", "worst_over_tv", "slope", "misfit_over_tv"}

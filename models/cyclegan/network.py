@@ -19,13 +19,17 @@ class CycleNet(nn.Module):
     """The generator: a U-Net on what is seen of a scan (B, C, X, Y, Z), told voxel size and direction of B0 (B, 9).
 
     `trust` is the logarithm of what its map counts in the data consistency where the noise is `NOISE_PPM`; it is
-    learned with the rest. Without `telling`, as in the plain form, the network is not told anything.
+    learned with the rest, by tenths, for a step changes all parameters by as much. Without `telling`, as in the plain form, the network is not told anything.
     """
 
     def __init__(self, inputs: int, channels: Sequence[int], outputs: int, telling: bool) -> None:
         super().__init__()
         self.unet = FoldedUNet(inputs, channels, outputs, told=TOLD if telling else 0)
-        self.trust = nn.Parameter(torch.zeros(()))
+        self.tenths = nn.Parameter(torch.zeros(()))
+
+    @property
+    def trust(self) -> Tensor:
+        return 10 * self.tenths
 
     def forward(self, seen: Tensor, told: Tensor | None = None) -> Tensor:
         out: Tensor = self.unet(seen, told)
