@@ -19,7 +19,8 @@ class CycleNet(nn.Module):
     """The generator: a U-Net on what is seen of a scan (B, C, X, Y, Z), told voxel size and direction of B0 (B, 9).
 
     `trust` is the logarithm of what its map counts in the data consistency where the noise is `NOISE_PPM`; it is
-    learned with the rest, by tenths, for a step changes all parameters by as much. Without `telling`, as in the plain form, the network is not told anything.
+    learned with the rest, by tenths, for a step changes all parameters by as much. Without `telling`, as in the plain
+    form, the network is not told anything.
     """
 
     def __init__(self, inputs: int, channels: Sequence[int], outputs: int, telling: bool) -> None:
