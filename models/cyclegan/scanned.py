@@ -40,7 +40,7 @@ def scanned(chi_ppm: Tensor, inside: Tensor, voxel_size_mm: Sequence[float], num
     field = field_of(chi_ppm)
     sd = math.exp(draw.uniform(*map(math.log, NOISE_PPM))) * (0.4 * _smooth(chi_ppm, 12, generator)).exp()
     error = (sd.square() + (draw.uniform(0, STEEP) * _steepness(field)).square()).sqrt()
-    ring = _eroded(~inside, 0) & (max_pool3d(inside[None].float(), 9, 1, 4)[0] > 0)
+    ring = ~inside & (max_pool3d(inside[None].float(), 9, 1, 4)[0] > 0)
     beyond = field_of(torch.where(ring, _smooth(chi_ppm, 6, generator), 0))
     size = field[mask].std() / beyond[mask].std().clamp_min(1e-12)
     beyond = beyond * size * BACKGROUND * draw.random() ** 2
