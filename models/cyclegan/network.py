@@ -46,12 +46,12 @@ def told(voxel_size_mm: Sequence[float], b0_dir: Sequence[float]) -> Tensor:
 
 
 def consistent(chi: Tensor, left: Tensor, weight: Tensor, dipole: Dipole, trust: Tensor) -> Tensor:
-    """chi + u with |w (D u - left)|^2 + mu |u|^2 the least, in closed form: `left` is what chi leaves of the field.
+    """chi + u with |D u - r left|^2 + mu |u|^2 the least, in closed form: `left` is what chi leaves of the field.
 
     mu = exp(`trust`) times the square of the typical error in `NOISE_PPM`: that of the noise, or of what is left where
     that is more, for then the field holds what no map explains. `weight` is 1 / noise, 0 outside the mask. The closed
-    form counts all voxels alike, so what a noisier one leaves is scaled down before; beyond the mask the map's own
-    field is taken for the true one.
+    form counts all voxels alike, so what a noisier one leaves is scaled down before, by r <= 1; beyond the mask
+    the map's own field is taken for the true one.
     """
     inside = weight > 0
     if not bool(inside.any()):
