@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -15,24 +15,22 @@ from typing import Any, Literal
 
 import torch
 
-from flows.claim import claimed
 from flows.crew import Crew, Terms, terms_for
 from flows.engine import Watchdog, leave, orchestrator
+from flows.keep import Planned, overrides_for, planned, remember, what_stands
 from flows.night import Page
-from flows.night import look as look_at
-from flows.night.standing import label_of
 from flows.night.summary import NAME as PAGE
 from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
 from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import Export, Scan, SetAside, find
-from pipeline.find.scan import reason
 from pipeline.invert import check_weights
-from pipeline.ledger import NEXT, records_of
-from pipeline.lock import if_free
+from pipeline.ledger import records_of
 from pipeline.memory import check_room, fits
-from pipeline.publish import already_published, prepare, record_set_aside
-from pipeline.publish.dataset import private
+from pipeline.override import Override
+from pipeline.publish import prepare, record_set_aside
+from pipeline.publish.key import record_key
+from pipeline.publish.labels import register, settle
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
 from pipeline.work import disk_error
@@ -121,13 +119,16 @@ def run(
     subject: str | None = None,
     truth: Path | None = None,
     labels: Mapping[str, str] | None = None,
+    dataset_label: str = "",
+    override: Override | None = None,
 ) -> None:
-    """Reconstruct every scan of `source` into the batch's output; a scan that is published already is left as it is.
+    """Reconstruct every scan of `source` into the batch's output; a scan that has a result keeps it.
 
-    Raises S003, S002, S001, R001, M003 or R007 where nothing could be worked on, before anything is computed.
+    `override` is what a person says of these scans; it is kept for them. Raises S003, S002, S001, R001, M003, X004 or
+    R007 where nothing could be worked on, before anything is computed.
     """
-    export = look(batch, source, settings, key, subject, labels)
-    work(batch, plan(batch, export, settings, truth))
+    export = look(batch, source, settings, key, subject, labels, dataset_label)
+    work(batch, plan(batch, export, settings, truth, subject is not None, override))
 
 
 def look(
@@ -137,6 +138,7 @@ def look(
     key: bytes,
     subject: str | None = None,
     labels: Mapping[str, str] | None = None,
+    dataset_label: str = "",
 ) -> Export:
     """All that lies in `source`, once it is sure that it can be worked on here."""
     if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
@@ -144,32 +146,53 @@ def look(
     pick_device(settings.device)
     check_weights(settings)
     prepare(batch.output)
-    export = find(source, key, subject, acquisition=settings.acquisition, labels=labels)
+    record_key(batch.output, key)
+    believed = overrides_for(batch.output, settings)
+    export = find(source, key, subject, acquisition=believed, labels=labels, dataset_label=dataset_label)
     batch.on_found(export)
     return export
 
 
-def plan(batch: Batch, export: Export, settings: Settings, truth: Path | None = None) -> list[Job]:
-    """Save a job for every scan that is not published already; the rest are outcomes of the batch at once."""
+def plan(
+    batch: Batch,
+    export: Export,
+    settings: Settings,
+    truth: Path | None = None,
+    explicit: bool = False,
+    override: Override | None = None,
+) -> list[Job]:
+    """Save a job for every scan without a result that it keeps; the rest are outcomes of the batch at once.
+
+    `explicit`: a person gave the subject's label for this export.
+    """
     for aside in export.set_aside:
         batch.set_aside(aside)
+    with register(batch.output) as labels:
+        scans, nameless = settle(export.scans, labels, explicit)
+    for aside in nameless:
+        batch.set_aside(aside)
     todo = []
-    for scan in export.scans:
-        job = Job(scan, settings, private(batch.output) / "work" / scan.id, truth)
+    for scan in scans:
         try:
-            if _stands(batch.output, job):
-                _remember(job)
-                batch.add(_in_ledger(batch.output, scan, "already published"))
+            job = planned(batch.output, scan, settings, truth, override)
+            if job.standing.stays:
+                remember(batch.output, job)
+                batch.add(_keeps(batch.output, job, settings))
                 continue
             check_room(scan, upsample=settings.upsample)
-            job.save()
-            todo.append(job)
+            job.job.save()
+            todo.append(job.job)
         except ChironError as error:
-            batch.set_aside(SetAside(scan.label, error.code, reason(error), len(scan.files)))
+            batch.set_aside(SetAside.of(scan, error))
         except OSError as error:
             batch.add(_failed(batch.output, scan, disk_error(error)))
-    _withdraw(batch.output, todo)
     return todo
+
+
+def _keeps(output: Path, job: Planned, settings: Settings) -> Outcome:
+    """The outcome of a scan that has a result, with what differs from what is asked for now."""
+    outcome = _in_ledger(output, job.job.scan, "already published")
+    return replace(outcome, text=what_stands(output, job, settings))
 
 
 def work(batch: Batch, jobs: Iterable[Job]) -> None:
@@ -204,25 +227,6 @@ def apart(source: Path, output: Path) -> None:
         raise ChironError("S002", "an output folder within the input, or around it", "two folders apart")
 
 
-def _remember(job: Job) -> None:
-    """Where the files of a published scan lie now, for whoever wants it done again."""
-    with suppress(OSError, ValueError, KeyError):
-        if Job.load(job.folder).scan.files == job.scan.files:
-            return
-        with if_free(claimed(job.folder)) as free:
-            if free:
-                job.save()
-                Job.take(job.folder)
-
-
-def _withdraw(output: Path, jobs: list[Job]) -> None:
-    """Jobs that wait for the same labels under another id: with files that came late, a scan is another one."""
-    new = {job.scan.label: job.scan.id for job in jobs}
-    for folder in look_at(output).waiting if new else ():
-        if new.get(label_of(folder), folder.name) != folder.name:
-            (folder / NEXT).unlink(missing_ok=True)
-
-
 def as_fits(terms: Terms, jobs: list[Job]) -> int:
     """How many scans at once: as the terms say, where there is memory for the largest of them."""
     finest = max((job.settings.upsample for job in jobs), key=prod, default=(1.0, 1.0, 1.0))
@@ -251,14 +255,6 @@ def _in_ledger(output: Path, scan: Scan, state: State) -> Outcome:
             report = next((f"{record['folder']}/{name}" for name in record["files"] if name.endswith(".html")), "")
             return Outcome(scan.label, state, record["verdict"], report)
     return Outcome(scan.label, state)
-
-
-def _stands(output: Path, job: Job) -> bool:
-    """Whether this very result is published; a scan whose files cannot be read now is left to its flow to judge."""
-    try:
-        return already_published(output, job)
-    except ChironError:
-        return False
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from flows.pools import LAUNCHER
 from flows.site import OUTPUT_VARIABLE, Site
 from pipeline.errors import ChironError
 from pipeline.find import Export
-from pipeline.identity import load_key, load_labels
+from pipeline.identity import load_labels
 from pipeline.ledger import NEXT, TAKEN, read_manifests
 from pipeline.publish.dataset import private
 
@@ -72,13 +72,17 @@ def intake() -> None:
 
 
 @flow(name="reprocess", **QUIETLY)
-def reprocess(subject: str = "", session: str = "", stage: str = "", method: str = "", older: bool = False) -> None:
+def reprocess(
+    subject: str = "", session: str = "", stage: str = "", method: str = "", older: bool = False, reason: str = ""
+) -> None:
     """Do again what is published: of a subject, a session, or all that is older than the settings now."""
     with _on_site() as site:
         from flows.reprocess import readied, select
 
         settings = site.parsed_settings() if older else None
-        jobs = select(site.output, subject, session, method=method, older=older, settings=settings, stage=stage)
+        jobs = select(
+            site.output, subject, session, method=method, older=older, settings=settings, stage=stage, reason=reason
+        )
         ids = [job.scan.id for job in readied(jobs, stage)]
         asked = hand_out(ids, "urgent" if subject else "backfill", again=True)
         _show("again", {"scans": len(jobs), "runs": len(asked)})
@@ -173,7 +177,9 @@ def _waiting(site: Site) -> list[str]:
 
 
 def _key(site: Site) -> bytes:
-    return load_key(Path(site.key_file) if site.key_file else None)
+    from pipeline.publish.key import key_of
+
+    return key_of(site.output, Path(site.key_file) if site.key_file else None)
 
 
 def _await(site: Site, jobs: Sequence[str], runs: Sequence[FlowRun], began: datetime) -> None:

@@ -15,6 +15,7 @@ import pipeline
 from flows.claim import claimed
 from pipeline.errors import ChironError
 from pipeline.ledger import Record, read_manifests
+from pipeline.override import FACTS, Override, difference, flat, with_values
 from pipeline.publish import already_published
 from pipeline.publish.dataset import private
 from pipeline.publish.manifest import plain_settings
@@ -31,7 +32,7 @@ Change = Callable[[Settings], Settings]
 class Wanted:
     """Which scans: one record of a scan must meet all that is given; what is empty asks for nothing."""
 
-    subject: str = ""  # labels with or without `sub-`, `ses-`, `run-`
+    subject: str = ""  # labels with or without `sub-`, `ses-`, `run-`; or the whole label of one scan
     session: str = ""
     run: str = ""
     state: str = ""  # of STATES; interrupted: begun, or planned, and not recorded
@@ -62,6 +63,7 @@ def select(
     settings: Settings | None = None,
     stage: str = "",
     force: bool = False,
+    reason: str = "",
 ) -> list[Job]:
     """The jobs of all scans that the filters name together, to be done by `method` where given; see `choose`.
 
@@ -72,16 +74,25 @@ def select(
         return load(base=settings or old, method=method or None)
 
     wanted = Wanted(subject, session, run, state, verdict, code, older)
-    chosen = choose(output, wanted, change, stage, force)
+    by_person = settings is None or bool(method)
+    chosen = choose(output, wanted, change, stage, force, reason if by_person else None)
     if chosen.lost and not chosen.jobs and not chosen.standing:
         raise nowhere(chosen)
     return chosen.jobs
 
 
 def choose(
-    output: Path, wanted: Wanted, change: Change = lambda old: old, stage: str = "", force: bool = False
+    output: Path,
+    wanted: Wanted,
+    change: Change = lambda old: old,
+    stage: str = "",
+    force: bool = False,
+    reason: str | None = "",
 ) -> Chosen:
     """The scans that are wanted. A job has its settings of before, as `change` makes them, and is not saved.
+
+    What changes is a person's decision, for a `reason`, and holds for these scans from now on. With None it is the
+    site's change, and what a person decided before holds.
 
     Left out is what is published already just so, unless it is to be done from a `stage`, or by `force`. A job expects
     the files that its label stands for: where they vanished or are others, its first stage fails with F016. X002 where
@@ -92,12 +103,12 @@ def choose(
     chosen = Chosen()
     for folder, records in _scans(output):
         met = [record for record in records if _meets(record, wanted)]
-        job = _job(folder, records, change, bool(stage or force)) if met else None
+        job = _job(folder, records, change, reason) if met else None
         if not met or (wanted.older and not any(_older(record, job) for record in met)):
             continue
         if job is None:
             chosen.lost.append(records[0]["label"])
-        elif not job.again and _stands(output, job):
+        elif not (stage or force) and _stands(output, job):
             chosen.standing.append(job.scan.label)
         else:
             chosen.jobs.append(job)
@@ -164,12 +175,30 @@ def _scans(output: Path) -> Iterator[tuple[Path, list[Record]]]:
     yield from sorted(known.items(), key=lambda item: (item[1][0]["label"], item[0]))
 
 
-def _job(folder: Path, records: list[Record], change: Change, again: bool) -> Job | None:
+def _job(folder: Path, records: list[Record], change: Change, reason: str | None) -> Job | None:
     job = _loaded(folder)
     if job is None:
         return None
     latest = max(reversed(records), key=lambda r: (bool(r.get("input_digest")), r.get("finished", "")))
-    return replace(job, settings=change(job.settings), again=again, expects=latest.get("input_digest") or "")
+    expects = job.expects or latest.get("input_digest") or ""
+    settings, override = _decided(job, change(job.settings), reason)
+    return replace(job, settings=settings, again=True, expects=expects, override=override)
+
+
+def _decided(job: Job, settings: Settings, reason: str | None) -> tuple[Settings, Override | None]:
+    """The settings of a scan that is done again, with what a person decided now or before."""
+    earlier = job.override
+    if reason is None:
+        return (earlier.apply(settings) if earlier else settings), earlier
+    plain, default = flat(settings.model_dump(mode="json")), flat(load().model_dump(mode="json"))
+    facts = {name: value for name, value in (earlier.settings if earlier else {}).items() if _is_fact(name)}
+    settings = with_values(settings, {name: value for name, value in facts.items() if plain[name] == default[name]})
+    changes = difference(job.settings.model_dump(mode="json"), settings.model_dump(mode="json"))
+    return settings, Override.now(changes, reason).after(earlier)
+
+
+def _is_fact(name: str) -> bool:
+    return name.partition(".")[0] in FACTS
 
 
 def _loaded(folder: Path) -> Job | None:
@@ -182,7 +211,10 @@ def _loaded(folder: Path) -> Job | None:
 def _meets(record: Record, wanted: Wanted) -> bool:
     """Whether all is true of the record that can be told without its job."""
     labels = dict(part.split("-", 1) for part in record["label"].split("_") if "-" in part)
-    named = {"sub": wanted.subject, "ses": wanted.session, "run": wanted.run}
+    whole = "_" in wanted.subject
+    if whole and record["label"] != f"sub-{wanted.subject.removeprefix('sub-')}":
+        return False
+    named = {"sub": "" if whole else wanted.subject, "ses": wanted.session, "run": wanted.run}
     if any(value and labels.get(key) != value.removeprefix(f"{key}-") for key, value in named.items()):
         return False
     told = [wanted.state in ("", record["state"]), wanted.verdict in ("", record.get("verdict"))]

@@ -49,6 +49,11 @@ CATALOGUE: dict[str, Fault] = {
     "G006": Fault("an invalid unique identifier", "warn", "Nothing: an internal one is used."),
     "G007": Fault("a derived or filtered image", "ignore", "Nothing: the original images are used."),
     "G008": Fault("dates that cannot be", "warn", "Nothing: series are ordered by their numbers."),
+    "G009": Fault(
+        "a label that another scan or person has",
+        "set aside",
+        "Give this dataset labels of its own with --dataset-label, or use another output folder.",
+    ),
     "E001": Fault("an echo is missing in magnitude or phase", "set aside", "Export all echoes, magnitude and phase."),
     "E002": Fault("a slice is missing", "set aside", "Export the scan again."),
     "E003": Fault("a gap between slices", "set aside", "QSM needs a 3D acquisition without gaps."),
@@ -109,6 +114,12 @@ CATALOGUE: dict[str, Fault] = {
     "X001": Fault("a setting that is unknown or out of range", "refuse", "See `chiron settings`.", 15),
     "X002": Fault("a file that is not what the command takes", "refuse", "See the command's --help.", 2),
     "X003": Fault("a tool that is asked for and not installed", "refuse", "Install it, or choose another method.", 15),
+    "X004": Fault(
+        "another pseudonym key than that of the output folder",
+        "refuse",
+        "Use the key that OUTPUT was made with, or another OUTPUT: with a new key patients get second pseudonyms.",
+        15,
+    ),
 }
 
 

@@ -29,6 +29,13 @@ def records_of(output: Path, label: str) -> list[Record]:
     return [r for r in _told(output, [output / session_of(label)], failed) if r["label"] == label]
 
 
+def records_of_subject(output: Path, subject: str) -> list[Record]:
+    """What `read_manifests` tells of one subject, whose label is without `sub-`; set-aside scans have no label yet."""
+    name = f"sub-{subject}"
+    failed = _folders(output, f"failed/{name}", f"failed/{name}_*")
+    return _told(output, _folders(output, name, f"{name}/ses-*"), failed)
+
+
 def versions(output: Path, label: str) -> list[Record]:
     """Records of what stood published before for a scan, oldest first, each with the `folder` that it is kept in."""
     kept = [r for folder in _folders(output / KEPT / _flat(label), "*") for r in _located(output, folder)]

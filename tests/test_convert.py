@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from make_bids import bids
 from make_dicom import KEY, SENTINEL, TIMES, digests, edit, oblique, phase_error, read, search, signal, store, write
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -19,7 +20,6 @@ from pydicom.uid import (
     JPEG2000Lossless,
     RLELossless,
 )
-from test_find import bids
 
 from pipeline.convert import Acquisition, convert
 from pipeline.convert.dcm2niix import run

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pydicom
 import pytest
+from make_bids import bids
 from make_dicom import KEY, SENTINEL, TIMES, edit, search, signal, write
 
 from pipeline.errors import ChironError
@@ -174,10 +173,109 @@ def test_a_bids_scan_without_phase_does_not_stop_the_others(tmp_path: Path) -> N
     assert [(a.label, a.code, a.files) for a in found.set_aside] == [("sub-02", "P001", 6)]
 
 
-def test_bids_scans_that_only_the_acquisition_tells_apart_are_numbered(tmp_path: Path) -> None:
-    for names in ("sub-01_acq-low", "sub-01_acq-high"):
-        bids(tmp_path, names)
-    assert sorted(scan.label for scan in search(tmp_path).scans) == ["sub-01_run-1", "sub-01_run-2"]
+def test_bids_scans_keep_their_entities(tmp_path: Path) -> None:
+    names = ("sub-01_acq-a_run-1", "sub-01_acq-b_run-1", "sub-01_run-11", "sub-01_acq-a_rec-norm_dir-AP_run-01")
+    for each in names:
+        bids(tmp_path, each)
+    scans = search(tmp_path).scans
+    assert sorted(scan.label for scan in scans) == sorted(names)
+    assert all(Scan.from_json(json.loads(json.dumps(scan.json()))) == scan for scan in scans)
+
+
+def test_entities_in_a_wrong_order_are_put_right(tmp_path: Path) -> None:
+    bids(tmp_path, "sub-01_run-1_acq-a")
+    assert [scan.label for scan in search(tmp_path).scans] == ["sub-01_acq-a_run-1"]
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_images_of_two_datasets_are_two_scans(described: bool, tmp_path: Path) -> None:
+    """Each dataset has a `sub-01`; one of them lacks echoes that the other has."""
+    bids(tmp_path / "a", "sub-01", described=described)
+    bids(tmp_path / "b", "sub-01", described=described, scale=2, echoes=(1, 2))
+    scans = search(tmp_path).scans
+    assert [len(scan.echo_times_s) for scan in scans] == [3, 2] and len({scan.owner for scan in scans}) == 2
+    assert [{path.parents[2].name for path in scan.files} for scan in scans] == [{"a"}, {"b"}]
+
+
+def test_a_dataset_below_another_is_one_of_its_own(tmp_path: Path) -> None:
+    bids(tmp_path, "sub-01")
+    bids(tmp_path / "other", "sub-01", scale=2)
+    assert len({scan.owner for scan in search(tmp_path).scans}) == 2
+
+
+def test_equal_copies_of_an_image_are_used_once(tmp_path: Path) -> None:
+    bids(tmp_path, "sub-01")
+    bids(tmp_path, "sub-01", extension=".nii")
+    found = search(tmp_path)
+    (scan,) = found.scans
+    assert [n.code for n in scan.notices] == ["G001"] and len(scan.volumes) == 6 and not found.set_aside
+    assert [i.code for i in found.ignored].count("G001") == 6
+    assert len(scan.files) + len(found.ignored) == found.files_seen
+
+
+def test_different_copies_of_an_image_are_set_aside_with_both_ordinals(tmp_path: Path) -> None:
+    bids(tmp_path, "sub-01")
+    bids(tmp_path, "sub-01", extension=".nii", scale=2)
+    bids(tmp_path, "sub-02")
+    found = search(tmp_path)
+    (aside,) = found.set_aside
+    assert [scan.label for scan in found.scans] == ["sub-02"]
+    assert (aside.label, aside.code, aside.files) == ("sub-01", "G002", 18) and "files 3 and 4 are" in aside.text
+
+
+@pytest.mark.parametrize(("scale", "scans", "codes"), [(1.0, 1, []), (2.0, 0, ["G002", "G002"])])
+def test_a_label_in_two_folders_of_a_dataset(scale: float, scans: int, codes: list[str], tmp_path: Path) -> None:
+    """A copy of the data in the dataset is used once where it is the same, and never where it is not."""
+    bids(tmp_path, "sub-01")
+    bids(tmp_path, "sub-01", scale=scale, folder="copy/sub-01/anat")
+    found = search(tmp_path)
+    assert len(found.scans) == scans and [aside.code for aside in found.set_aside] == codes
+    assert len(found.ignored) == 1 + 12 * scans
+
+
+def test_magnitude_and_phase_in_folders_of_their_own_are_one_scan(tmp_path: Path) -> None:
+    for part in ("mag", "phase"):
+        bids(tmp_path, "sub-01", parts=(part,), folder=f"sub-01/anat/{part}")
+    assert len(search(tmp_path).scans) == 1
+
+
+def test_another_suffix_is_another_scan(tmp_path: Path) -> None:
+    bids(tmp_path, "sub-01")
+    bids(tmp_path, "sub-01", scale=2, suffix="T2starw")
+    assert sorted(scan.suffix for scan in search(tmp_path).scans) == ["MEGRE", "T2starw"]
+
+
+def test_a_bids_name_hides_no_dicom_export(tmp_path: Path) -> None:
+    paths = write(tmp_path / "scans/11/DICOM")
+    bids(tmp_path, "sub-01", echoes=(1,), parts=("mag",), described=False, folder="scans/11/NIFTI")
+    found = search(tmp_path)
+    assert [set(scan.files) for scan in found.scans] == [set(paths)]
+    assert [(aside.label, aside.code, aside.files) for aside in found.set_aside] == [("sub-01", "P001", 2)]
+
+
+def test_a_dataset_and_an_export_lie_side_by_side(tmp_path: Path) -> None:
+    write(tmp_path / "export")
+    bids(tmp_path / "dataset", "sub-01")
+    found = search(tmp_path)
+    assert [scan.source for scan in found.scans] == ["bids", "dicom"] and not found.set_aside
+
+
+def test_the_sources_of_a_dataset_are_no_second_scan(tmp_path: Path) -> None:
+    paths = write(tmp_path / "sourcedata/sub-01")
+    bids(tmp_path, "sub-01")
+    found = search(tmp_path)
+    assert [scan.source for scan in found.scans] == ["bids"]
+    assert [i.code for i in found.ignored].count("G007") == len(paths)
+    for path in (tmp_path / "sub-01").rglob("*.nii.gz"):
+        path.unlink()
+    assert [scan.source for scan in search(tmp_path).scans] == ["dicom"]
+
+
+def test_a_dataset_label_goes_in_front_of_its_subjects(tmp_path: Path) -> None:
+    bids(tmp_path, "sub-01")
+    assert [scan.label for scan in search(tmp_path, dataset_label="siteB").scans] == ["sub-siteB01"]
+    with pytest.raises(ChironError, match="X001"):
+        search(tmp_path, dataset_label="site B")
 
 
 def test_bids_facts_are_inherited_and_count(tmp_path: Path) -> None:
@@ -191,19 +289,6 @@ def test_bids_facts_are_inherited_and_count(tmp_path: Path) -> None:
     (tmp_path / "part-mag_MEGRE.json").unlink()
     second = search(tmp_path).scans[0]
     assert second.b0_tesla == 7 and second.content_digest() != first.content_digest()
-
-
-def bids(root: Path, names: str, strength: float | None = 3.0) -> None:
-    """A dataset of three echoes, magnitude and phase in radians."""
-    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
-    folder = root / names.split("_")[0] / "anat"
-    folder.mkdir(parents=True, exist_ok=True)
-    for e, (echo, time) in enumerate(zip(signal(), TIMES, strict=True), 1):
-        for part, values in (("mag", np.abs(echo)), ("phase", np.angle(echo))):
-            stem = folder / f"{names}_echo-{e}_part-{part}_MEGRE"
-            nib.save(nib.Nifti1Image(values.astype(np.float32), np.diag([1, 1.1, 2, 1])), f"{stem}.nii.gz")
-            facts = {"EchoTime": time, **({"MagneticFieldStrength": strength} if strength else {})}
-            Path(f"{stem}.json").write_text(json.dumps(facts | ({"Units": "rad"} if part == "phase" else {})))
 
 
 @pytest.mark.real_data

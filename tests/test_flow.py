@@ -92,7 +92,10 @@ def test_what_is_published_is_not_done_again(source: Path, tmp_path: Path) -> No
     assert (found["sub-a"].state, code, len(stages_run(tmp_path / "out"))) == ("already published", 11, 2)
     assert found["sub-a"].verdict and (tmp_path / "out" / found["sub-a"].report).is_file()
     found, code = outcomes(source, tmp_path / "out", tkd={"threshold": 0.2})
-    assert (found["sub-a"].state, code) == ("published", 0)
+    assert (found["sub-a"].state, code) == ("already published", 11)
+    wanted = f"chiron reprocess {tmp_path / 'out'} sub-a --set tkd.threshold=0.2"
+    assert "was made by tkd on" in found["sub-a"].text and found["sub-a"].text.endswith(wanted)
+    assert len(stages_run(tmp_path / "out")) == 2
 
 
 def test_the_work_folder_is_private_and_goes_with_success(source: Path, tmp_path: Path) -> None:

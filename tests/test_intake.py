@@ -21,8 +21,8 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_bids import bids
 from make_dicom import KEY, SENTINEL, digests, edit, write
-from test_find import bids
 
 import flows.intake
 from flows.intake import Arrived, look
@@ -399,12 +399,31 @@ def test_a_damaged_memory_is_begun_anew(
     assert len(arrived.export.scans) == 1 and arrived.changed == 0
 
 
-def test_another_key_begins_anew(inbox: Inbox, exams: dict[str, list[Path]]) -> None:
-    """Or late files would not be known to be of the study."""
+def test_another_key_is_refused_and_begins_anew_elsewhere(inbox: Inbox, exams: dict[str, list[Path]]) -> None:
+    """Where a site moves to another key with a new output, or late files would not be known to be of the study."""
     inbox.add(exams["one"])
     inbox.settle()
+    with pytest.raises(ChironError, match="X004"):
+        look(inbox.site, b"x" * 32, inbox.now)
+    (inbox.site.output / ".chiron" / "key-fingerprint").unlink()
     assert not look(inbox.site, b"x" * 32, inbox.now).export.scans
     assert look(inbox.site, b"x" * 32, inbox.now + QUIET).export.scans
+
+
+def test_a_share_that_goes_away_is_a_fault_and_no_news(inbox: Inbox, exams: dict[str, list[Path]]) -> None:
+    """Its files come back as they were: nothing of them is taken anew."""
+    inbox.add(exams["one"])
+    inbox.add(exams["two"])
+    assert len(inbox.settle().export.scans) == 2
+    away = inbox.folder.with_name("away")
+    inbox.folder.rename(away)
+    inbox.folder.mkdir()
+    for _ in range(2):
+        with pytest.raises(ChironError, match="S003: an empty inbox"):
+            inbox.look(PATIENCE)
+    inbox.folder.rmdir()
+    away.rename(inbox.folder)
+    assert inbox.settle().export.files_seen == 0
 
 
 def test_the_memory_is_its_owners_and_names_nobody(inbox: Inbox, exams: dict[str, list[Path]]) -> None:

@@ -128,7 +128,7 @@ def test_what_is_published_just_so_is_left_unless_it_is_to_be_done_again(output:
         jobs = select(output, "a", **more)
         assert len(jobs) == 2 and all(job.again for job in jobs)
     assert labels(select(output, "a", method="rts")) == ["sub-a_ses-1", "sub-a_ses-2"]
-    assert not any(job.again for job in select(output, "a", method="rts"))
+    assert all(job.again for job in select(output, "a", method="rts"))
 
 
 def test_what_another_version_or_stage_made_is_older(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 def reprocess(
     output: Output,
     subject: Annotated[
-        str, typer.Argument(metavar="[SUBJECT]", help="Label, with or without `sub-`.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="[SUBJECT]", help="Label of a subject, with or without `sub-`, or of one scan.", show_default=False
+        ),
     ] = "",
     session: Annotated[str, typer.Option(help="Only this session.")] = "",
     run: Annotated[str, typer.Option(help="Only this run.")] = "",
@@ -41,6 +44,7 @@ def reprocess(
     device: Device = None,
     workers: Workers = 0,
     time_limit: TimeLimit = 7200.0,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the manifest. Name no patient.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Also what is published just so already.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -48,7 +52,8 @@ def reprocess(
     """Reconstruct again what was reconstructed: all that the options name together.
 
     Each scan has the settings it had; --set, --method and --device change them, --config takes their place. What a new
-    result replaces is kept until `prune`. A scan whose files are no longer what they were fails with F016.
+    result replaces is kept until `prune`. Who decided on it, when and why stands in the manifest, and the settings hold
+    for the scan whatever a later run asks for. A scan whose files are no longer what they were fails with F016.
 
     Example: chiron reprocess /data/qsm --verdict "do not use" --method rts
     """
@@ -64,6 +69,7 @@ def reprocess(
         lambda old: whole or all_settings.load(None, set or [], old, method=method, device=device),
         stage,
         force,
+        reason,
     )
     _tell(chosen, dry_run)
     if chosen.jobs and not dry_run:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import ChironError
+
+if TYPE_CHECKING:
+    from pipeline.override import Override
 
 INTERNAL, INCOMPLETE, NOTHING_DONE, ALL_FAILED, INTERRUPTED = 1, 10, 11, 12, 130
 
@@ -53,7 +56,23 @@ Labels = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Own labels: a private table, a line a patient: PatientID, tab, label."),
 ]
+DatasetLabel = Annotated[
+    str,
+    typer.Option(
+        metavar="LABEL", help="Put this in front of the subjects' labels of a BIDS dataset: sub-01 becomes sub-LABEL01."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+
+
+def override_from(words: list[str]) -> Override | None:
+    """What `section.name=value` words say of how the scans were made, which is kept for them."""
+    from pipeline.override import FACTS, Override, flat
+    from pipeline.settings import load
+
+    names = [name for word in words if (name := word.partition("=")[0].strip()).partition(".")[0] in FACTS]
+    plain = flat(load(None, words).model_dump(mode="json")) if names else {}
+    return Override.now({name: plain[name] for name in names}) if names else None
 
 
 def time_budget(seconds: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from flows.cli.options import (
     NOTHING_DONE,
     Also,
     Config,
+    DatasetLabel,
     Device,
     Input,
     Json,
@@ -24,6 +25,7 @@ from flows.cli.options import (
     Subject,
     TimeLimit,
     Workers,
+    override_from,
     time_budget,
 )
 from flows.cli.shown import shown
@@ -56,13 +58,15 @@ def run(
     workers: Workers = 0,
     time_limit: TimeLimit = 7200.0,
     labels: Labels = None,
+    dataset_label: DatasetLabel = "",
     fail_on_qc: Annotated[bool, typer.Option("--fail-on-qc", help="Exit 19 where a result is not to be used.")] = False,
     json: Json = False,
 ) -> None:
     """Reconstruct every scan of an export, each with its report.
 
-    A scan that cannot be used is set aside with a reason; it never stops the others. A scan that is published already
-    with the same input and settings is left as it is. Given again, an interrupted run continues where it stopped.
+    A scan that cannot be used is set aside with a reason; it never stops the others. A scan that has a result keeps it;
+    `chiron reprocess` makes it anew. What --echo-times, --b0, --phase-range, --phase-sign and --mask say of a scan is
+    kept for it. Given again, an interrupted run continues where it stopped.
 
     Example: chiron run /data/export /data/qsm --method rts
 
@@ -70,9 +74,11 @@ def run(
     """
     from flows import batch as batches
     from pipeline import settings as all_settings
-    from pipeline.identity import load_key, load_labels
+    from pipeline.identity import load_labels
+    from pipeline.publish.key import key_of
 
     words = [*(set or []), *_acquisition_words(echo_times, b0, phase_range, phase_sign, mask)]
+    decided = override_from(words)
     words += time_budget(max_seconds)
     beside = [name for given in also or [] for name in given.split(",")] or None
     settings = all_settings.load(config, words, method=method, also=beside, device=device, upsample=upsample)
@@ -80,7 +86,9 @@ def run(
     batches.apart(source, output.absolute())
     terms = batches.machine_terms(settings, workers, time_limit_s=time_limit)
     batch = shown(
-        lambda batch: batches.run(batch, source, settings, load_key(), subject, None, given),
+        lambda batch: batches.run(
+            batch, source, settings, key_of(batch.output), subject, None, given, dataset_label, decided
+        ),
         output.absolute(),
         terms,
         fail_on_qc,
@@ -109,8 +117,8 @@ def demo(
     from flows import batch as batches
     from flows.demo import simulate
     from pipeline import settings as all_settings
-    from pipeline.identity import load_key
     from pipeline.publish import prepare
+    from pipeline.publish.key import key_of
 
     beside = [name for name in ("dip", "tkd", "rts", "tv") if name != method]
     settings = all_settings.load(None, set or [], method=method, also=beside, device=device)
@@ -118,7 +126,7 @@ def demo(
     prepare(output)
     show.console(stderr=True).print("simulating a head and its scan")
     made = simulate(output / "sourcedata", vendor, voxel_size, seed)
-    key = load_key(output / ".chiron" / "demo.key")
+    key = key_of(output, output / ".chiron" / "demo.key")
     batch = shown(
         lambda batch: batches.run(batch, made.export, settings, key, "demo", made.truth),
         output,

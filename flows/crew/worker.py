@@ -110,7 +110,7 @@ def _do(task: dict[str, Any], voice: Voice) -> dict[str, Any]:
             job = Job.load(folder)
             if task.get("failure"):
                 return _record(job, ChironError(*task["failure"]))
-            if not (fresh and job.again) and _stands(job, fresh):
+            if _is_done(job, fresh):
                 return {"how": "already published"}
             return _scan(job, folder, voice, task["prefect"])
     except ChironError as failure:
@@ -152,22 +152,20 @@ def _record(job: Any, failure: ChironError) -> dict[str, Any]:
     return {"how": "failed", "code": failure.code, "text": failure.sentence()}
 
 
-def _stands(job: Any, fresh: bool) -> bool:
-    """Whether this very result is published; a scan whose files cannot be read now is left to its flow to judge.
+def _is_done(job: Any, fresh: bool) -> bool:
+    """Whether there is nothing to do: the scan keeps its result, or, if it is to be done again, that has been done.
 
-    A job that is not fresh was done, or begun, before: where another scan has its label since, that one is newer.
+    A job that is not fresh was done, or begun, before.
     """
     from flows.scan import output_folder
-    from pipeline.ledger import records_of
-    from pipeline.publish import already_published
+    from pipeline.publish import already_published, stays
 
+    if not job.again:
+        return stays(output_folder(), job)
     try:
-        if already_published(output_folder(), job):
-            return True
-    except ChironError:
+        return not fresh and already_published(output_folder(), job)
+    except ChironError:  # of files that cannot be read now: the first stage tells why
         return False
-    records = [] if fresh else records_of(output_folder(), job.scan.label)
-    return any(r["state"] == "published" and r["scan"] != job.scan.id for r in records)
 
 
 def _listen() -> SimpleQueue[str]:

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from flows.intake.state import Sign, Unit, Units, kept
 from flows.intake.units import LOOSE, STUDY, SUBJECT, UNREAD, by_path, folder, update
+from flows.keep import overrides_for
 from flows.site import Site
-from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError
-from pipeline.find import Export, Ignored, Scan, SetAside, find
-from pipeline.find.listing import list_files
+from pipeline.find import AcquisitionOf, Export, Ignored, Scan, SetAside, find
+from pipeline.find.listing import Entry, list_files
 from pipeline.find.scan import UNKNOWN, reason
 from pipeline.identity import Labels, load_labels
 from pipeline.publish import prepare
+from pipeline.publish.key import record_key
 
 STILL_COMING = {"E001", "E002", "F001", "F003", "F004", "F016"}  # a piece of what is there is missing
 MAY_COME = {"P001", "E003", "E004", "E006", "E012", "G007"}  # where there is no scan: the rest of one may mend it
@@ -57,10 +58,22 @@ def look(site: Site, key: bytes, now: float | None = None) -> Arrived:
     """
     now = time.time() if now is None else now
     prepare(site.output)
+    record_key(site.output, key)
     with kept(site.output, key) as units:
-        update(units, list_files(site.input), site.input, key, now)
+        update(units, _listed(site, units), site.input, key, now)
         labels = load_labels(Path(site.labels_file)) if site.labels_file else {}
-        return _Visit(site, key, now, units, labels, site.parsed_settings().acquisition).arrived()
+        believed = overrides_for(site.output, site.parsed_settings())
+        return _Visit(site, key, now, units, labels, believed).arrived()
+
+
+def _listed(site: Site, units: Units) -> list[Entry]:
+    """What lies in the inbox. S003 where many files were there and all are gone at once: that is a share that went."""
+    entries = list_files(site.input)
+    before = sum(len(unit.files) for unit in units.values())
+    if before > 1 and not entries:
+        todo = "Mount the share. Where the inbox was emptied on purpose, the next file in it ends this."
+        raise ChironError("S003", f"an empty inbox, which held {before} files at the last look", "its files", todo)
+    return entries
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ class _Visit:
     now: float
     units: Units
     labels: Labels
-    acquisition: Acquisition
+    acquisition: AcquisitionOf
 
     def arrived(self) -> Arrived:
         open_ = {name: unit for name, unit in self.units.items() if not unit.done}

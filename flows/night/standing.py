@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.claim import NOW, is_claimed
+from pipeline.entities import label_of as scan_label
 from pipeline.errors import CATALOGUE
 from pipeline.ledger import NEXT, TAKEN, Record, read_manifests
 
@@ -154,8 +155,7 @@ def _label(file: Path, changed: int) -> str:
     scan = found.get("scan") if isinstance(found, dict) else None
     if not isinstance(scan, dict):
         return file.parent.name
-    entities = (("sub", "subject"), ("ses", "session"), ("run", "run"))
-    return "_".join(f"{short}-{scan[name]}" for short, name in entities if scan.get(name))
+    return scan_label(scan.get("subject", ""), scan.get("session", ""), scan.get("run", ""), scan.get("entities", ()))
 
 
 def clock(moment: float) -> str:

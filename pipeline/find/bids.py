@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter, defaultdict
-from dataclasses import replace
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,121 +12,122 @@ import nibabel as nib
 
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError, Notice
+from pipeline.find.dataset import PARTS, Image, Namer, Origin, ScanImages, home, without_copies
 from pipeline.find.listing import Entry
-from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume, reason
+from pipeline.find.scan import AcquisitionOf, Export, Ignored, Scan, SetAside, Volume, reason
 from pipeline.find.values import number, numbers, vendor_of
-from pipeline.identity import internal_id
 
 _NAME = re.compile(
     r"(?P<entities>sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9]+)*)_(?P<suffix>MEGRE|GRE|T2starw)\.nii(?:\.gz)?$"
 )
-_PARTS = {"mag": "magnitude", "phase": "phase", "real": "real", "imag": "imaginary"}
-_Image = tuple[Entry, dict[str, str], dict[str, Any]]  # file, entities, facts of the sidecars
 
 
-def is_bids(folder: Path, entries: list[Entry]) -> bool:
-    """Whether the folder says so, or holds images that are named so."""
-    return (folder / "dataset_description.json").is_file() or any(_entities(entry.path) for entry in entries)
+def image_entries(folder: Path, entries: list[Entry]) -> list[Entry]:
+    """The entries that are images of a gradient echo by their name, outside of derivatives."""
+    return [e for e in entries if _entities(e.path) and "derivatives" not in e.path.relative_to(folder).parts]
 
 
-def find_bids(folder: Path, entries: list[Entry], key: bytes, subject: str | None, acquisition: Acquisition) -> Export:
-    """Scans by subject, session, run and whatever else tells them apart; labels are kept as they are."""
-    groups: dict[tuple[tuple[str, str], ...], list[_Image]] = defaultdict(list)
+def find_bids(
+    folder: Path, entries: list[Entry], key: bytes, subject: str | None, acquisition: AcquisitionOf, dataset_label: str
+) -> Export:
+    """Scans of the images among `entries`, each of one dataset and one folder; they keep their entities.
+
+    `dataset_label` is put in front of every subject's label. The export accounts for the images and their sidecars.
+    """
+    names = Namer(folder, key, subject, dataset_label)
+    groups: dict[Origin, list[Image]] = defaultdict(list)
     ignored: dict[int, tuple[str, str]] = {}
-    for entry in entries:
-        entities = _entities(entry.path)
-        if entry.code or not entities or "derivatives" in entry.path.relative_to(folder).parts:
-            ignored[entry.ordinal] = (entry.code or "F002", entry.text or "a file that is no multi-echo image")
+    for entry in image_entries(folder, entries):
+        if entry.code:
+            ignored[entry.ordinal] = (entry.code, entry.text)
             continue
-        names = tuple((k, v) for k, v in entities.items() if k not in ("echo", "part"))
-        groups[names].append((entry, entities, _facts(folder, entry.path, entities)))
-    return _export(folder, entries, groups, ignored, key, subject, acquisition)
+        entities, suffix = _entities(entry.path), _suffix(entry.path)
+        root = names.root(entry.path)
+        shared = tuple((k, v) for k, v in entities.items() if k not in ("echo", "part"))
+        origin = Origin(root, home(root, entry.path), suffix, shared)
+        groups[origin].append(Image(entry, entities, _facts(root, entry.path, entities)))
+    if subject and len({dict(origin.entities)["sub"] for origin in groups}) > 1:
+        raise ChironError("X001", "one label for several subjects", "no --subject for a dataset of several")
+    return _export(without_copies(groups), {e.path: e.ordinal for e in entries}, ignored, names, acquisition)
 
 
 def _export(
-    folder: Path,
-    entries: list[Entry],
-    groups: dict[tuple[tuple[str, str], ...], list[_Image]],
+    groups: dict[Origin, ScanImages],
+    ordinals: dict[Path, int],
     ignored: dict[int, tuple[str, str]],
-    key: bytes,
-    subject: str | None,
-    acquisition: Acquisition,
+    names: Namer,
+    acquisition: AcquisitionOf,
 ) -> Export:
-    if subject and len({dict(names)["sub"] for names in groups}) > 1:
-        raise ChironError("X001", "one label for several subjects", "no --subject for a dataset of several")
-    by_path = {entry.path: entry.ordinal for entry in entries}
     scans: list[Scan] = []
     aside: list[SetAside] = []
-    for names, images in groups.items():
-        files = [e.path for e, _, _ in images] + [p for e, _, _ in images if (p := _sidecar(e.path)) in by_path]
-        label = "_".join(f"{k}-{v}" for k, v in names if k in ("sub", "ses", "run"))
+    rest = {ordinal: ignored.get(ordinal, ("F002", "a sidecar without its image")) for ordinal in ordinals.values()}
+    for origin, images in groups.items():
+        files = _with_sidecars(images.used, ordinals)
+        rest |= {ordinals[path]: ("G001", "the same image twice") for path in _with_sidecars(images.copies, ordinals)}
         for path in files:
-            ignored.pop(by_path[path], None)
+            rest.pop(ordinals[path], None)
+        if not files:
+            continue
         try:
-            scans.append(_scan(dict(names), images, files, key, subject, acquisition))
+            if images.conflict:
+                raise images.conflict
+            scans.append(_scan(origin, images, files, names, acquisition))
         except ChironError as error:
-            aside.append(SetAside(label, error.code, reason(error), len(files)))
-    listed = tuple(Ignored(ordinal, *reason) for ordinal, reason in sorted(ignored.items()))
-    return Export(tuple(_told_apart(scans)), tuple(aside), listed, len(entries))
+            aside.append(SetAside(names.label(origin), error.code, reason(error), len(files)))
+    listed = tuple(Ignored(ordinal, *why) for ordinal, why in sorted(rest.items()))
+    return Export(tuple(scans), tuple(aside), listed, len(ordinals))
 
 
-def _told_apart(scans: list[Scan]) -> list[Scan]:
-    """Number the scans that other entities than subject, session and run tell apart, as runs."""
-    labels = Counter(scan.label for scan in scans)
-    counts: Counter[str] = Counter()
-    found = []
-    for scan in scans:
-        counts[scan.label] += 1
-        alone = labels[scan.label] == 1
-        found.append(scan if alone else replace(scan, run=f"{scan.run}{counts[scan.label]}"))
-    return found
+def _with_sidecars(images: list[Image], ordinals: dict[Path, int]) -> list[Path]:
+    paths = [image.path for image in images]
+    return list(dict.fromkeys([*paths, *(side for path in paths if (side := _sidecar(path)) in ordinals)]))
 
 
-def _scan(
-    names: dict[str, str], images: list[_Image], files: list[Path], key: bytes, subject: str | None, given: Acquisition
-) -> Scan:
-    parts = _parts(images)
-    used = [image for image in images if _part(image) in parts]
-    numbers_of = {
-        part: sorted(int(e.get("echo", 1)) for _, e, _ in used if _PARTS[e["part"]] == part) for part in parts
-    }
+def _scan(origin: Origin, images: ScanImages, files: list[Path], names: Namer, acquisition: AcquisitionOf) -> Scan:
+    parts = _parts(images.used)
+    used = [image for image in images.used if image.part in parts]
+    numbers_of = {part: sorted(image.echo for image in used if image.part == part) for part in parts}
     if numbers_of[parts[0]] != numbers_of[parts[1]]:
         found = " and ".join(f"{len(numbers_of[part])} of {part}" for part in parts)
         raise ChironError("E001", f"echoes: {found}", "the same echoes of both")
-    times = _echo_times(used, numbers_of[parts[0]], given)
+    entities = dict(origin.entities)
+    override = acquisition(names.owner(origin), names.subject(origin), entities.get("ses", ""))
+    times = _echo_times(used, numbers_of[parts[0]], override)
     order = {echo: place for place, echo in enumerate(sorted(times, key=lambda e: times[e]))}
-    volumes = tuple(
-        sorted(
-            (Volume(_part(i), order[int(i[1].get("echo", 1))], (files.index(i[0].path),), (0,)) for i in used),
-            key=lambda v: (parts.index(v.part), v.echo),
-        )
-    )
-    facts = used[0][2]
-    notices = (
-        (Notice("E007", "A single echo: phase offsets cannot be told from the field."),) if len(times) == 1 else ()
-    )
+    volumes = (Volume(image.part, order[image.echo], (files.index(image.path),), (0,)) for image in used)
+    facts = used[0].facts
     return Scan(
-        internal_id(key, *(f"{k}-{v}" for k, v in names.items())),
-        subject or names["sub"],
-        names.get("ses", ""),
-        names.get("run", ""),
+        names.scan_id(origin),
+        names.subject(origin),
+        entities.get("ses", ""),
+        entities.get("run", ""),
         source="bids",
         vendor=vendor_of(facts.get("Manufacturer")),
         series=(),
         echo_times_s=tuple(sorted(times.values())),
         parts=parts,
         files=tuple(files),
-        notices=notices,
-        volumes=volumes,
-        b0_tesla=_field_strength(facts, given),
+        notices=_notices(images, times),
+        volumes=tuple(sorted(volumes, key=lambda v: (parts.index(v.part), v.echo))),
+        b0_tesla=_field_strength(facts, override),
         b0_dir=numbers(facts.get("B0_dir"), 3),
-        shape=_shape(used[0][0].path),
-        phase_unit=next((str(f.get("Units", "")) for _, e, f in used if e.get("part") == "phase"), ""),
+        shape=_shape(used[0].path),
+        phase_unit=next((str(image.facts.get("Units", "")) for image in used if image.part == "phase"), ""),
+        entities=tuple(pair for pair in origin.entities if pair[0] not in ("sub", "ses", "run")),
+        suffix=origin.suffix,
+        owner=names.owner(origin),
+        identity=(names.scan_id(origin),),
     )
 
 
-def _parts(images: list[_Image]) -> tuple[str, str]:
-    there = {_part(image) for image in images}
+def _notices(images: ScanImages, times: dict[int, float]) -> tuple[Notice, ...]:
+    copies = [Notice("G001", "An image was there twice; one of them is used.")] if images.copies else []
+    single = [Notice("E007", "A single echo: phase offsets cannot be told from the field.")] if len(times) == 1 else []
+    return (*copies, *single)
+
+
+def _parts(images: list[Image]) -> tuple[str, str]:
+    there = {image.part for image in images}
     for pair in (("magnitude", "phase"), ("real", "imaginary")):
         if set(pair) <= there:
             return pair
@@ -136,7 +136,7 @@ def _parts(images: list[_Image]) -> tuple[str, str]:
     )
 
 
-def _echo_times(used: list[_Image], echoes: list[int], given: Acquisition) -> dict[int, float]:
+def _echo_times(used: list[Image], echoes: list[int], given: Acquisition) -> dict[int, float]:
     """Echo number -> time in seconds; E005 or E006 where they are not usable."""
     if given.echo_times_s:
         if len(given.echo_times_s) != len(echoes):
@@ -144,8 +144,8 @@ def _echo_times(used: list[_Image], echoes: list[int], given: Acquisition) -> di
             raise ChironError("E005", found, "one for each echo")
         return dict(zip(echoes, given.echo_times_s, strict=True))
     times: dict[int, float] = {}
-    for _, entities, facts in used:
-        time, echo = number(facts.get("EchoTime")), int(entities.get("echo", 1))
+    for image in used:
+        time, echo = number(image.facts.get("EchoTime")), image.echo
         if time is None or not 0.0002 <= time <= 0.5:
             raise ChironError(
                 "E006", f"echo {echo} with an EchoTime that is absent or senseless", "seconds, 0.0002 to 0.5"
@@ -172,10 +172,10 @@ def _shape(image: Path) -> tuple[int, ...]:
         return ()
 
 
-def _facts(folder: Path, image: Path, entities: dict[str, str]) -> dict[str, Any]:
-    """What the sidecars say that apply to an image; nearer ones override (BIDS inheritance principle)."""
+def _facts(root: Path, image: Path, entities: dict[str, str]) -> dict[str, Any]:
+    """What the sidecars of its dataset say of an image; nearer ones override (BIDS inheritance principle)."""
     facts: dict[str, Any] = {}
-    for parent in [p for p in reversed(image.parents) if p == folder or folder in p.parents]:
+    for parent in [p for p in reversed(image.parents) if p == root or root in p.parents]:
         for path in sorted(parent.glob("*.json")):
             own = dict(p.split("-", 1) for p in path.stem.split("_")[:-1] if "-" in p)
             if path.stem.split("_")[-1] == _suffix(image) and own.items() <= entities.items():
@@ -195,7 +195,7 @@ def _entities(path: Path) -> dict[str, str]:
     """Entities of a GRE image's name that says its part; else an empty dict."""
     found = _NAME.match(path.name)
     entities = dict(e.split("-", 1) for e in found["entities"].split("_")) if found else {}
-    return entities if entities.get("part") in _PARTS and entities.get("echo", "1").isdigit() else {}
+    return entities if entities.get("part") in PARTS and entities.get("echo", "1").isdigit() else {}
 
 
 def _suffix(image: Path) -> str:
@@ -204,7 +204,3 @@ def _suffix(image: Path) -> str:
 
 def _sidecar(image: Path) -> Path:
     return image.with_name(image.name.split(".nii")[0] + ".json")
-
-
-def _part(image: _Image) -> str:
-    return _PARTS[image[1]["part"]]

@@ -11,7 +11,6 @@ from datetime import date
 from functools import cache
 from pathlib import Path
 
-from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError, Notice
 from pipeline.find.check import Checked, check
 from pipeline.find.files import quiet, read_whole
@@ -20,7 +19,7 @@ from pipeline.find.headers import Image
 from pipeline.find.listing import Entry
 from pipeline.find.parts import FIELD_MAP
 from pipeline.find.reading import read_all
-from pipeline.find.scan import UNKNOWN, Export, Ignored, Scan, SetAside, Volume, reason
+from pipeline.find.scan import UNKNOWN, AcquisitionOf, Export, Ignored, Scan, SetAside, Volume, reason
 from pipeline.identity import Labels, internal_id, label_of, pseudonym
 
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -55,11 +54,10 @@ class _Ledger:
 
 
 def find_dicom(
-    folder: Path,
     entries: list[Entry],
     key: bytes,
     subject: str | None,
-    acquisition: Acquisition,
+    acquisition: AcquisitionOf,
     labels: Labels | None = None,
     progress: Callable[[float, str], None] = lambda share, word: None,
 ) -> Export:
@@ -154,7 +152,7 @@ def _subjects(images: list[Image], key: bytes, subject: str | None, given: Label
 
 
 def _study(
-    images: list[Image], subject: str, session: str, key: bytes, acquisition: Acquisition, ledger: _Ledger
+    images: list[Image], subject: str, session: str, key: bytes, acquisition: AcquisitionOf, ledger: _Ledger
 ) -> None:
     """Scans of one study into the ledger, and the rest of it with reasons."""
     original = _originals(images, ledger)
@@ -165,6 +163,7 @@ def _study(
     found = [own for own in found if not any(own is copy for copy, _ in dropped)]
     checked: list[tuple[list[Image], Checked]] = []
     name = f"sub-{subject}_ses-{session}"
+    override = acquisition(owner(key, images[0].patient), subject, session)
     for own in found:
         if not _is_candidate(own):
             ledger.ignore(own, "F002", f"an image of another kind of scan ({own[0].other_kind}), without phase")
@@ -172,7 +171,7 @@ def _study(
         try:
             if only_single_coils(found, own):
                 raise ChironError("G007", "only images of single coils", "images of all coils, combined")
-            checked.append((own, check(own, acquisition)))
+            checked.append((own, check(own, override)))
         except ChironError as error:
             ledger.set_aside(name, error, own)
     for number, (used, result) in enumerate(checked, 1):
@@ -233,7 +232,20 @@ def _scan(images: list[Image], checked: Checked, labels: tuple[str, str, str], k
         volumes=volumes,
         b0_tesla=checked.b0_tesla,
         shape=(first.columns, first.rows, len(volumes[0].files)),
+        owner=owner(key, first.patient),
+        identity=tuple(sorted({internal_id(key, "series", repr(repeat)) for repeat in {_repeat(i) for i in images}})),
     )
+
+
+def owner(key: bytes, patient: str) -> str:
+    """Keyed hash of a patient's identity."""
+    return internal_id(key, "patient", patient)
+
+
+def _repeat(image: Image) -> tuple[object, ...]:
+    """What a later file of the same scan shares with an image: series, repeat and geometry."""
+    stance = tuple(round(c, 2) + 0.0 for c in image.orientation)
+    return image.study, image.series, image.repeat, image.multiframe, image.rows, image.columns, stance, image.coil
 
 
 def _notices(images: list[Image], checked: Checked, ledger: _Ledger) -> tuple[Notice, ...]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.acquisition import Acquisition
+from pipeline.entities import Entities, label_of, split
 from pipeline.errors import ChironError, Notice
 
 UNKNOWN = "unknown"  # stands for a label where nobody can be named
+
+AcquisitionOf = Callable[[str, str, str], Acquisition]  # owner, subject and session -> what to believe of that study
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,20 @@ class Scan:
     b0_dir: tuple[float, ...] = ()  # in voxel axes, where a BIDS sidecar gives it; else the scanner's z axis
     phase_unit: str = ""  # where a BIDS sidecar gives it
     shape: tuple[int, ...] = ()  # voxels of one volume, as the headers tell them
+    entities: Entities = ()  # that a BIDS name has besides subject, session and run
+    suffix: str = ""  # of a BIDS name
+    owner: str = ""  # keyed hash of the person: a patient's identity, or a subject of one BIDS dataset
+    identity: tuple[str, ...] = ()  # keyed hashes that later files of this scan share with it, and no other scan
 
     @property
     def label(self) -> str:
-        """`sub-x_ses-y_run-1`, without the parts that are empty."""
-        entities = (("sub", self.subject), ("ses", self.session), ("run", self.run))
-        return "_".join(f"{key}-{value}" for key, value in entities if value)
+        """`sub-x_ses-y_acq-z_run-1`, without the parts that are empty."""
+        return label_of(self.subject, self.session, self.run, self.entities)
+
+    def named(self, label: str) -> Scan:
+        """This scan under another label."""
+        subject, session, run, entities = split(label)
+        return replace(self, subject=subject, session=session, run=run, entities=entities)
 
     def content_digest(self) -> str:
         """sha256 over the content of all files, whatever their names and order; for BIDS also over the sidecars' facts.
@@ -74,6 +87,7 @@ class Scan:
     def from_json(cls, value: dict[str, Any]) -> Scan:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         plain["files"] = tuple(map(Path, value["files"]))
+        plain["entities"] = tuple((name, of) for name, of in value.get("entities", ()))
         plain["notices"] = tuple(Notice(**n) for n in value["notices"])
         plain["volumes"] = tuple(
             Volume(v["part"], v["echo"], tuple(v["files"]), tuple(v["frames"])) for v in value["volumes"]
@@ -98,6 +112,11 @@ class SetAside:
     code: str
     text: str
     files: int
+
+    @classmethod
+    def of(cls, scan: Scan, error: ChironError) -> SetAside:
+        """A scan that is not usable after all."""
+        return cls(scan.label, error.code, reason(error), len(scan.files))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pipeline
 from pipeline.errors import ChironError, Decision, Notice
-from pipeline.find import SetAside
+from pipeline.find import Scan, SetAside
 from pipeline.find.scan import UNKNOWN
 from pipeline.invert import chosen_methods
 from pipeline.ledger import NAME, Record, read, read_manifests, records_of, session_of, version_folder, versions
@@ -25,6 +24,7 @@ from pipeline.publish.dataset import cite, prepare, private
 from pipeline.publish.images import images
 from pipeline.publish.manifest import Damage, verify
 from pipeline.publish.sidecars import as_json
+from pipeline.publish.standing import already_published, stays
 from pipeline.publish.swap import keep, locked, put, recover
 from pipeline.recipe import Job, recipe
 from pipeline.report import citations, write_report
@@ -40,6 +40,7 @@ __all__ = [
     "record_set_aside",
     "records_of",
     "recover_all",
+    "stays",
     "verify",
     "versions",
 ]
@@ -68,21 +69,6 @@ def publish(job: Job, output: Path, failure: ChironError | None = None) -> Publi
     prepare(output)
     with _coded(), locked(private(output) / "locks" / f"sub-{job.scan.subject}.lock"):
         return _publish_failure(job, output, failure) if failure else _publish_results(job, output)
-
-
-def already_published(output: Path, job: Job) -> bool:
-    """Whether this very result stands in `output`: same input, settings, methods and version, and every file intact."""
-    wanted = {
-        "label": job.scan.label,
-        "state": "published",
-        "settings": ledger.plain_settings(job.settings),
-        "methods": list(chosen_methods(job.settings)),
-    }
-    for found in records_of(output, job.scan.label):
-        same = all(found[name] == value for name, value in wanted.items())
-        if same and found["software"]["chiron"] == pipeline.__version__:
-            return found["input_digest"] == job.scan.content_digest() and ledger.intact(output, found)
-    return False
 
 
 def record_set_aside(output: Path, found: Iterable[SetAside]) -> None:
@@ -144,6 +130,7 @@ def _publish_results(job: Job, output: Path) -> Published:
     own["warnings"] += lost
     others = [r for r in before if r["label"] != scan.label]
     replaced = [r for r in before if r["label"] == scan.label]
+    _refuse_another_person(replaced, scan)
     own["decisions"] += [_superseding(r) for r in replaced if r["input_digest"] != own["input_digest"]]
     files[NAME] = as_json(ledger.manifest([*others, own]))
     cite(output, own["citations"])
@@ -154,6 +141,14 @@ def _publish_results(job: Job, output: Path) -> Published:
     put(aside, output / folder, files, frozenset(name for r in replaced for name in r["files"]))
     shutil.rmtree(output / "failed" / scan.label, ignore_errors=True)
     return Published(scan.label, output / folder, output / folder / report, "published", own["verdict"])
+
+
+def _refuse_another_person(replaced: list[Record], scan: Scan) -> None:
+    """G009 where the label stands for someone else: no result ever takes the place of another person's."""
+    if any(r.get("owner") and scan.owner and r["owner"] != scan.owner for r in replaced):
+        raise ChironError(
+            "G009", f"the label {scan.label}, under which another person's scan is published", "a free one"
+        )
 
 
 def _publish_failure(job: Job, output: Path, failure: ChironError) -> Published:
@@ -190,7 +185,7 @@ def _record(
     job: Job, stages: dict[str, Result], failure: ChironError | None, verdict: str, files: dict[str, bytes]
 ) -> Record:
     return {
-        **ledger.record(job.scan, job.settings, chosen_methods(job.settings), stages, failure),
+        **ledger.record(job.scan, job.settings, chosen_methods(job.settings), stages, failure, job.override),
         "verdict": verdict,
         "citations": [paper.text for paper in citations({name: result.facts for name, result in stages.items()})],
         "files": ledger.files_entry(files),

@@ -19,6 +19,7 @@ import pipeline
 from pipeline.errors import ChironError
 from pipeline.find import Scan, SetAside
 from pipeline.ledger import FORMAT, Record, read_manifests
+from pipeline.override import Override
 from pipeline.settings import Settings
 from pipeline.work import Result, file_digest
 
@@ -40,16 +41,20 @@ def record(
     methods: tuple[str, ...],
     stages: Mapping[str, Result],
     failure: ChironError | None,
+    override: Override | None = None,
 ) -> Record:
     """All that is recorded of one scan, but for its published files and its verdict."""
     made = [result.record for result in stages.values()]
     return {
         "label": scan.label,
         "scan": scan.id,
+        "owner": scan.owner,
+        "identity": list(scan.identity),
         "state": "failed" if failure else "published",
         "input_digest": input_digest(scan, stages),
         "input_files": len(scan.files),
         "settings": plain_settings(settings),
+        "override": _override(override, plain_settings(settings)) if override else None,
         "methods": list(methods),
         "seeds": {method: getattr(getattr(settings, method), "seed", None) for method in methods},
         "weights": {},
@@ -100,6 +105,14 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
             plain["mask"]["file"] = f"sha256:{file_digest(Path(settings.mask.file))}"
         except OSError:
             plain["mask"]["file"] = "unreadable"
+    return plain
+
+
+def _override(override: Override, settings: Record) -> Record:
+    """As the job has it, but for the mask, whose path may name a patient."""
+    plain = override.json()
+    if "mask.file" in plain["settings"]:
+        plain["settings"] = {**plain["settings"], "mask.file": settings["mask"]["file"]}
     return plain
 
 

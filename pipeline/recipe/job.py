@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.find import Scan
 from pipeline.ledger import NEXT, TAKEN
+from pipeline.override import Override
 from pipeline.settings import Settings
 from pipeline.volumes import Echoes, Field, Grid
 from pipeline.work import Result, Work
@@ -32,7 +33,8 @@ class Job:
     folder: Path
     truth: Path | None = None  # the true susceptibility (NIfTI, ppm) of a simulated scan, to be compared with
     again: bool = False  # to be done though the same result is published
-    expects: str = ""  # digest of the input that was published under this label; other files there are not taken for it
+    expects: str = ""  # digest of the input that this label stands for; other files there are not taken for it
+    override: Override | None = None  # what a person decided for this scan
 
     @property
     def work(self) -> Work:
@@ -50,6 +52,7 @@ class Job:
             "truth": str(self.truth) if self.truth else None,
             "again": self.again,
             "expects": self.expects,
+            "override": self.override.json() if self.override else None,
         }
         aside = self.folder / f".{NEXT}.{os.getpid()}"
         try:
@@ -75,9 +78,9 @@ class Job:
         job = json.loads(file.read_text())
         truth = Path(job["truth"]) if job["truth"] else None
         settings = Settings.model_validate(job["settings"])
-        return cls(
-            Scan.from_json(job["scan"]), settings, folder, truth, job.get("again", False), job.get("expects", "")
-        )
+        override = Override(**job["override"]) if job.get("override") else None
+        scan, again, expects = Scan.from_json(job["scan"]), job.get("again", False), job.get("expects", "")
+        return cls(scan, settings, folder, truth, again, expects, override)
 
     def tidy(self) -> None:
         """Remove what the stages made; the job stays, for whoever wants the scan done again."""

@@ -13,6 +13,8 @@ from typing import Any
 import pydicom
 import pytest
 from exports import bad_of, beside, drop, is_phase, only_good, put
+from ledgers import run_through, states
+from make_bids import bids
 from make_dicom import (
     KEY,
     SENTINEL,
@@ -33,7 +35,8 @@ from flows.demo import simulate
 from pipeline.errors import ChironError
 from pipeline.find import find
 from pipeline.identity import LABEL
-from pipeline.publish import publish
+from pipeline.publish import prepare, publish
+from pipeline.publish.key import key_of, record_key
 from pipeline.recipe import Job, reconstruct
 from pipeline.settings import load
 
@@ -260,3 +263,28 @@ def test_36_a_normalised_copy_of_the_magnitude_is_ignored(tmp_path: Path) -> Non
     found = search(tmp_path)
     (scan,) = bad_of(found, tmp_path)
     assert set(scan.files) == set(paths) and {ignored.code for ignored in found.ignored} == {"G007"}
+
+
+def test_80_another_persons_label_is_never_taken(tmp_path: Path) -> None:
+    """A subject of another dataset, and a patient who is given a label that is another's."""
+    output = tmp_path / "out"
+    bids(tmp_path / "a", "sub-01")
+    bids(tmp_path / "b", "sub-01", scale=2)
+    write(tmp_path / "c")
+    assert states(run_through(output, tmp_path / "a")) == {"sub-01": "published"}
+    before = (output / "sub-01" / "manifest.json").read_bytes()
+    assert states(run_through(output, tmp_path / "b")) == {"sub-01": "G009"}
+    assert set(states(run_through(output, tmp_path / "c", subject="01")).values()) == {"G009"}
+    assert (output / "sub-01" / "manifest.json").read_bytes() == before
+    assert states(run_through(output, tmp_path / "b", dataset_label="b")) == {"sub-b01": "published"}
+
+
+def test_81_another_key_is_refused(tmp_path: Path) -> None:
+    prepare(tmp_path / "out")
+    record_key(tmp_path / "out", KEY)
+    record_key(tmp_path / "out", KEY)
+    with pytest.raises(ChironError, match="X004"):
+        record_key(tmp_path / "out", b"x" * 32)
+    with pytest.raises(ChironError, match="X004"):
+        key_of(tmp_path / "out", tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from exports import Damage, bad_of, beside, drop, good_of, is_phase, only_good, put
+from make_bids import bids
 from make_dicom import (
     TIMES,
     edit,
@@ -22,7 +23,6 @@ from make_dicom import (
     store,
     write,
 )
-from test_find import bids
 
 from pipeline.errors import ChironError
 from pipeline.find import Scan

@@ -1,0 +1,32 @@
+"""The entities of a scan <-> its label, in the order that BIDS gives them. It imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_NAMES = """
+    sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi space split
+    recording chunk seg res den label desc
+"""
+ORDER = tuple(_NAMES.split())
+
+Entities = tuple[tuple[str, str], ...]  # name and value, without those of subject, session and run
+
+
+def label_of(subject: str, session: str = "", run: str = "", others: Iterable[Iterable[str]] = ()) -> str:
+    """`sub-x_ses-y_acq-z_run-1`, without the parts that are empty; what BIDS does not know stands last."""
+    pairs = [("sub", subject), ("ses", session), ("run", run), *map(tuple, others)]
+    present = [(name, value) for name, value in pairs if value]
+    return "_".join(f"{name}-{value}" for name, value in sorted(present, key=_place))
+
+
+def split(label: str) -> tuple[str, str, str, Entities]:
+    """Subject, session, run and the other entities of a label."""
+    pairs = [(name, value) for name, _, value in (part.partition("-") for part in label.split("_"))]
+    named = dict(pairs)
+    others = tuple(pair for pair in pairs if pair[0] not in ("sub", "ses", "run"))
+    return named.get("sub", ""), named.get("ses", ""), named.get("run", ""), others
+
+
+def _place(pair: tuple[str, ...]) -> int:
+    return ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER)

@@ -1,0 +1,173 @@
+"""Images with BIDS names -> the dataset and folder that each belongs to, and copies of one image told from others.
+
+Two datasets below one folder may both have a `sub-01`, and these are two people. So an image is known by its dataset
+(the nearest `dataset_description.json`, else the folder that holds `sub-*`), by its folder there, and by its entities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from pipeline.entities import Entities, label_of
+from pipeline.errors import ChironError
+from pipeline.find.listing import Entry
+from pipeline.identity import internal_id
+
+PARTS = {"mag": "magnitude", "phase": "phase", "real": "real", "imag": "imaginary"}
+DESCRIPTION = "dataset_description.json"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A file, its entities, and the facts of its sidecars."""
+
+    entry: Entry
+    entities: dict[str, str]
+    facts: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.entry.path
+
+    @property
+    def part(self) -> str:
+        return PARTS[self.entities["part"]]
+
+    @property
+    def echo(self) -> int:
+        return int(self.entities.get("echo", 1))
+
+    @property
+    def slot(self) -> tuple[str, int]:
+        """What of the scan it is; each may be there once."""
+        return self.part, self.echo
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of values, place and facts, however the file is packed; of the bytes where it cannot be read."""
+        try:
+            image = nib.load(self.path)
+            values = np.ascontiguousarray(image.dataobj, dtype=np.float64)
+            place = np.round(np.asarray(image.affine), 5) + 0.0
+            facts = repr(sorted(self.facts.items())).encode()
+            return hashlib.sha256(values.tobytes() + place.tobytes() + facts).hexdigest()
+        except Exception:  # a damaged file can make the parser fail in any way; it equals nothing but itself
+            return f"{self.path.name} {self.entry.size}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the images of one scan stand: dataset, folder, suffix, and the entities that they share."""
+
+    root: Path
+    home: Path
+    suffix: str
+    entities: Entities
+
+
+@dataclass
+class ScanImages:
+    """The images of a scan, those that are mere copies of them, and the fault where two differ that may not."""
+
+    used: list[Image] = field(default_factory=list)
+    copies: list[Image] = field(default_factory=list)
+    conflict: ChironError | None = None
+
+
+@dataclass(frozen=True)
+class Namer:
+    """Labels and keyed identities of what stands below an input folder."""
+
+    folder: Path
+    key: bytes
+    subject_override: str | None
+    dataset_label: str
+
+    def root(self, image: Path) -> Path:
+        """The dataset of an image."""
+        return _described(image) or _holder(image) or self.folder
+
+    def subject(self, origin: Origin) -> str:
+        return self.subject_override or self.dataset_label + dict(origin.entities)["sub"]
+
+    def label(self, origin: Origin) -> str:
+        entities = dict(origin.entities)
+        others = [pair for pair in origin.entities if pair[0] not in ("sub", "ses", "run")]
+        return label_of(self.subject(origin), entities.get("ses", ""), entities.get("run", ""), others)
+
+    def owner(self, origin: Origin) -> str:
+        """A person is a subject of one dataset."""
+        return internal_id(self.key, "dataset", str(origin.root.resolve()), dict(origin.entities)["sub"])
+
+    def scan_id(self, origin: Origin) -> str:
+        names = [f"{name}-{value}" for name, value in origin.entities]
+        place = origin.home.relative_to(origin.root).as_posix()
+        return internal_id(self.key, "dataset", str(origin.root.resolve()), place, origin.suffix, *names)
+
+
+def home(root: Path, image: Path) -> Path:
+    """The folder of the subject (or session) that an image stands in, or its own folder where there is none such."""
+    inside = [parent for parent in image.parents if parent == root or root in parent.parents]
+    return next((parent for parent in inside if parent.name.startswith(("ses-", "sub-"))), image.parent)
+
+
+def without_copies(groups: dict[Origin, list[Image]]) -> dict[Origin, ScanImages]:
+    """Each scan with one image for every part and echo: equal copies are used once, different ones are a fault."""
+    by_origin = {origin: _one_of_each(images) for origin, images in groups.items()}
+    alike: dict[tuple[Path, str, Entities], list[Origin]] = defaultdict(list)
+    for origin in by_origin:
+        alike[origin.root, origin.suffix, origin.entities].append(origin)
+    for origins in alike.values():
+        if len(origins) > 1:
+            _across_folders([by_origin[origin] for origin in origins])
+    return by_origin
+
+
+def _one_of_each(images: list[Image]) -> ScanImages:
+    slots: dict[tuple[str, int], list[Image]] = defaultdict(list)
+    for image in images:
+        slots[image.slot].append(image)
+    differing = next((same for same in slots.values() if len({i.content for i in same} if same[1:] else "1") > 1), None)
+    if differing:
+        return ScanImages(images, conflict=_conflict(differing))
+    return ScanImages([same[0] for same in slots.values()], [copy for same in slots.values() for copy in same[1:]])
+
+
+def _conflict(images: list[Image]) -> ChironError:
+    ordinals = " and ".join(str(image.entry.ordinal) for image in images)
+    part, echo = images[0].slot
+    todo = "Keep the right one of them in the input."
+    return ChironError("G002", f"files {ordinals} are different {part} images of echo {echo}", "one image", todo)
+
+
+def _across_folders(copies: list[ScanImages]) -> None:
+    """The same scan in several folders of a dataset: one is used where all are equal, else none."""
+    first, *others = copies
+    contents = [{(image.slot, image.content) for image in each.used} for each in copies]
+    if all(content == contents[0] for content in contents) and not any(each.conflict for each in copies):
+        for other in others:
+            first.copies += [*other.used, *other.copies]
+            other.used, other.copies = [], []
+        return
+    for each in copies:
+        fault = f"different images under one label in {len(copies)} folders of a dataset"
+        each.conflict = ChironError("G002", fault, "one", "Keep the right ones in the input.")
+
+
+def _described(image: Path) -> Path | None:
+    """The nearest folder above an image that says it is a dataset."""
+    return next((parent for parent in image.parents if (parent / DESCRIPTION).is_file()), None)
+
+
+def _holder(image: Path) -> Path | None:
+    """The folder that holds the outermost `sub-*` folder of an image."""
+    subjects = [parent for parent in image.parents if parent.name.startswith("sub-")]
+    return subjects[-1].parent if subjects else None

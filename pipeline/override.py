@@ -1,0 +1,83 @@
+"""What a person decided for one scan -> settings that hold for it from then on, whatever a run or a site has."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.acquisition import Acquisition
+from pipeline.settings import Settings, parse
+
+FACTS = ("acquisition", "phase", "mask")  # sections of settings that say how one scan was made, not how it is computed
+Values = dict[str, Any]  # by names such as `tv.strength`
+
+
+@dataclass(frozen=True)
+class Override:
+    """Settings of one scan, who decided on them, when and why."""
+
+    settings: Values = field(default_factory=dict)
+    by: str = ""
+    at: str = ""
+    reason: str = ""
+
+    @classmethod
+    def now(cls, settings: Values, reason: str = "") -> Override:
+        """Decided now, by the user of this process."""
+        return cls(settings, _user(), datetime.now(UTC).isoformat(timespec="seconds"), reason)
+
+    def after(self, earlier: Override | None) -> Override:
+        """This decision and what an earlier one said besides."""
+        return replace(self, settings={**earlier.settings, **self.settings}) if earlier else self
+
+    def apply(self, settings: Settings) -> Settings:
+        return with_values(settings, self.settings)
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """`settings` with other values by their names; X001 where one is unknown or out of range."""
+    plain = settings.model_dump(mode="json")
+    for name, value in values.items():
+        *section, last = name.split(".")
+        target = plain
+        for part in section:
+            target = target.setdefault(part, {})
+        target[last] = value
+    return parse(plain)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Values:
+    """Plain settings by name: `{"tv": {"strength": 1}}` -> `{"tv.strength": 1}`."""
+    values: Values = {}
+    for name, value in settings.items():
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return values
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Values:
+    """The plain settings of `after` that are others in `before`; what only one of them has is of another version."""
+    old, new = flat(before), flat(after)
+    return {name: value for name, value in new.items() if name in old and old[name] != value}
+
+
+def acquisition_with(base: Acquisition, values: Mapping[str, Any]) -> Acquisition:
+    """What to believe of a study: `base`, and where that says nothing, the kept values."""
+    changes: dict[str, Any] = {}
+    for name, default in vars(Acquisition()).items():
+        value = values.get(f"acquisition.{name}", default)
+        if getattr(base, name) == default and value != default:
+            changes[name] = tuple(value) if isinstance(value, list) else value
+    return replace(base, **changes)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return ""

@@ -1,0 +1,58 @@
+"""The pseudonym key of an output folder: its fingerprint stands there, so that no patient gets a second pseudonym."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.errors import ChironError
+from pipeline.identity import key_file, load_key, pseudonym
+from pipeline.publish.dataset import private
+from pipeline.work import disk_error
+
+NAME = "key-fingerprint"
+
+
+def key_of(output: Path, file: Path | None = None) -> bytes:
+    """The key of `file`, else of this user, for `output`. A first output makes the key; a later one never does.
+
+    X004 where the key is missing or is another one than that of the output, and what `load_key` raises.
+    """
+    if _recorded(output) and not (file or key_file()).exists():
+        raise ChironError("X004", "no pseudonym key, and results that were made with one", "the key file of OUTPUT")
+    key = load_key(file)
+    check_key(output, key)
+    return key
+
+
+def check_key(output: Path, key: bytes) -> None:
+    """X004 where results in `output` were made with another key."""
+    recorded = _recorded(output)
+    if recorded and recorded != fingerprint(key):
+        raise ChironError("X004", f"a key with the fingerprint {fingerprint(key)}", f"the one with {recorded}")
+
+
+def record_key(output: Path, key: bytes) -> None:
+    """Record the fingerprint in `output`, which is prepared, unless one stands there. X004 where that is another."""
+    try:
+        handle = os.open(private(output) / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as stream:
+            stream.write(fingerprint(key))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except FileExistsError:
+        check_key(output, key)
+    except OSError as error:
+        raise disk_error(error) from None
+
+
+def fingerprint(key: bytes) -> str:
+    """Tells two keys apart and tells nothing of either."""
+    return pseudonym(key, "fingerprint", length=16)
+
+
+def _recorded(output: Path) -> str:
+    try:
+        return (private(output) / NAME).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,284 @@
+"""Scans of an export, and the labels that an output folder has given -> each scan under the label that is its own.
+
+A label never changes hands: a scan that comes again has the label that it was given, whatever else is in the export
+then, and another scan is numbered on or set aside (G009). A subject's label belongs to one person: a patient, or a
+subject of one BIDS dataset. The register in the private folder is an index; where it is absent, the manifests and the
+jobs in the work folders tell what was given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.entities import split
+from pipeline.errors import ChironError
+from pipeline.find import Scan, SetAside
+from pipeline.ledger import Record, read_manifests, records_of, records_of_subject
+from pipeline.publish.dataset import private
+from pipeline.publish.swap import locked, write_in_place
+from pipeline.recipe import Job
+
+FOLDER = "labels"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A label that was given: to which scan, and what later files of that scan are recognised by."""
+
+    label: str
+    scan: str
+    identity: tuple[str, ...] = ()  # empty for a scan of an earlier version
+
+
+@dataclass
+class Subject:
+    """The labels of one person."""
+
+    label: str
+    owners: list[str] = field(default_factory=list)  # keyed hashes of the person; none for an earlier version
+    entries: dict[str, Entry] = field(default_factory=dict)  # by label, in small letters: many disks know no others
+
+    def of_session(self, session: str) -> list[str]:
+        return [entry.label for entry in self.entries.values() if split(entry.label)[1] == session]
+
+    def add(self, label: str, scan: str, identity: Iterable[str] = ()) -> Entry:
+        before = self.entries.get(label.lower())
+        known = before.identity if before else ()
+        entry = Entry(label, scan, tuple(sorted({*known, *identity})))
+        self.entries[label.lower()] = entry
+        return entry
+
+    def json(self) -> dict[str, Any]:
+        scans = {e.label: {"scan": e.scan, "identity": list(e.identity)} for e in self.entries.values()}
+        return {"subject": self.label, "owners": self.owners, "scans": scans}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Subject:
+        subject = cls(value["subject"], list(value["owners"]))
+        for label, scan in value["scans"].items():
+            subject.add(label, scan["scan"], scan["identity"])
+        return subject
+
+
+class Register:
+    """The labels that an output folder has given, read as they are needed. Open it with `register`."""
+
+    def __init__(self, output: Path) -> None:
+        self.output, self.folder = output, private(output) / FOLDER
+        self._subjects: dict[str, Subject] = {}
+
+    def subject(self, label: str) -> Subject:
+        """What is known of a subject's label; an empty subject where it was never given."""
+        name = label.lower()
+        if name not in self._subjects:
+            plain = _json(self.folder / f"sub-{name}.json")
+            self._subjects[name] = Subject.from_json(plain) if plain else Subject(label)
+            for record in records_of_subject(self.output, label):
+                self._put(record)
+        return self._subjects[name]
+
+    def subject_of(self, owner: str) -> Subject | None:
+        """The subject that a person has here."""
+        label = _json(self.folder / f"owner-{owner}.json") if owner else None
+        return self.subject(label["subject"]) if label else None
+
+    def files_of(self, entry: Entry) -> set[Path]:
+        """Where the files of a scan were when it was last planned."""
+        try:
+            return set(Job.load(private(self.output) / "work" / entry.scan, next=True).scan.files)
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+
+    def digests_of(self, label: str) -> set[str]:
+        """Digests of the inputs that results of a label were made from."""
+        return {str(record.get("input_digest")) for record in records_of(self.output, label)}
+
+    def build(self) -> None:
+        """From the manifests, and the jobs of scans that have none yet."""
+        self.folder.mkdir(mode=0o700)
+        for record in read_manifests(self.output):
+            self._put(record)
+        for folder in (private(self.output) / "work").glob("*"):
+            try:
+                scan = Job.load(folder, next=True).scan
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            self._put({"label": scan.label, "scan": scan.id, "owner": scan.owner, "identity": scan.identity})
+        self.save()
+
+    def save(self) -> None:
+        for name, subject in self._subjects.items():
+            if not subject.entries:
+                continue
+            self._write(f"sub-{name}.json", subject.json())
+            for owner in subject.owners:
+                self._write(f"owner-{owner}.json", {"subject": subject.label})
+
+    def _put(self, record: Record) -> None:
+        """Note what a manifest or a job tells, unless the label is known to be another scan's."""
+        subject = self.subject(split(record["label"])[0])
+        known, owner = subject.entries.get(record["label"].lower()), record.get("owner")
+        if "scan" in record and (known is None or known.scan == record["scan"]):
+            subject.add(record["label"], record["scan"], record.get("identity", ()))
+            if owner and owner not in subject.owners:
+                subject.owners.append(owner)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        write_in_place(self.folder / name, json.dumps(content).encode(), private(self.output))
+
+
+@contextmanager
+def register(output: Path) -> Iterator[Register]:
+    """The labels of `output`, for one process at a time; what was given meanwhile is saved. R006, S001 or S002."""
+    with locked(private(output) / "locks" / "labels.lock"):
+        labels = Register(output)
+        if not labels.folder.is_dir():
+            labels.build()
+        yield labels
+        labels.save()
+
+
+def settle(scans: Sequence[Scan], labels: Register, explicit: bool = False) -> tuple[list[Scan], list[SetAside]]:
+    """The scans, each under its label and the id that it has here, and those whose label another has.
+
+    `explicit`: the subject's label is one that a person gave for this export.
+    """
+    settled: dict[int, Scan] = {}
+    aside: list[SetAside] = []
+    groups: dict[tuple[str, str], list[int]] = {}
+    for place, scan in enumerate(scans):
+        groups.setdefault((scan.owner, scan.subject), []).append(place)
+    new = {key for key in groups if labels.subject_of(key[0]) is None}
+    claims = Counter(subject.lower() for _, subject in new if not labels.subject(subject).entries)
+    for (owner, subject), places in groups.items():
+        mine = [scans[place] for place in places]
+        try:
+            if (owner, subject) in new and claims[subject.lower()] > 1:
+                raise _taken(subject, "several people of this export")
+            person = _person(labels, mine, explicit)
+        except ChironError as error:
+            aside += [SetAside.of(scan, error) for scan in mine]
+            continue
+        for place, one in zip(places, _labelled(labels, person, mine), strict=True):
+            if isinstance(one, ChironError):
+                aside.append(SetAside.of(scans[place], one))
+            else:
+                settled[place] = one
+    return [settled[place] for place in sorted(settled)], aside
+
+
+def _person(labels: Register, scans: list[Scan], explicit: bool) -> Subject:
+    """The subject whose scans these are; G009 where the label is another's."""
+    owner, label = scans[0].owner, scans[0].subject
+    known = labels.subject_of(owner)
+    if known:
+        if explicit and known.label.lower() != label.lower():
+            fault = f"a label for someone who has the label sub-{known.label} in this output folder"
+            raise ChironError("G009", fault, f"sub-{known.label}", "Leave out --subject, or use another output folder.")
+        return known
+    subject = labels.subject(label)
+    another = bool(subject.owners) or (bool(subject.entries) and (explicit or scans[0].source == "bids"))
+    if owner and another and not _same_person(labels, subject, scans):
+        raise _taken(label, "another person, or a subject of another dataset")
+    if owner:
+        subject.owners.append(owner)
+    return subject
+
+
+def _taken(subject: str, who: str) -> ChironError:
+    return ChironError("G009", f"the label sub-{subject}, which {who} has too", "one person for each label")
+
+
+def _same_person(labels: Register, subject: Subject, scans: list[Scan]) -> bool:
+    """Whether a scan has the very content, or files, of one that has a label: a dataset that was moved, or looked at by
+    an earlier version, which did not tell whose a label is."""
+    for entry in subject.entries.values():
+        for scan in scans:
+            if scan.id == entry.scan or _holds_same(labels, entry, scan):
+                return True
+    homes = {home for entry in subject.entries.values() for home in map(_home, labels.files_of(entry))}
+    return not subject.owners and any(_home(path) in homes for scan in scans for path in scan.files)
+
+
+def _home(path: Path) -> Path:
+    """The outermost folder of a subject, else the folder of a file."""
+    return next((parent for parent in reversed(path.parents) if parent.name.startswith("sub-")), path.parent)
+
+
+def _holds_same(labels: Register, entry: Entry, scan: Scan) -> bool:
+    """Whether a scan that would have this label has the content that was published under it."""
+    if scan.label.lower() != entry.label.lower():
+        return False
+    digests = labels.digests_of(entry.label)
+    try:
+        return bool(digests) and scan.content_digest() in digests
+    except ChironError:
+        return False
+
+
+def _labelled(labels: Register, person: Subject, scans: list[Scan]) -> list[Scan | ChironError]:
+    """Each scan of a person under its label, or why it has none."""
+    scans = [replace(scan, subject=person.label) for scan in scans]
+    known = _recognised(labels, person, scans)
+    sessions = {scan.session: person.of_session(scan.session) for scan in scans}
+    order = sorted(range(len(scans)), key=lambda place: (place not in known, scans[place].suffix not in ("", "MEGRE")))
+    result: dict[int, Scan | ChironError] = {}
+    for place in order:
+        scan, entry = scans[place], known.get(place)
+        label = entry.label if entry else _free_label(person, scan, bool(sessions[scan.session]))
+        if not label:
+            result[place] = ChironError("G009", f"the label {scan.label}, which another scan has", "one for each scan")
+            continue
+        added = person.add(label, entry.scan if entry else scan.id, scan.identity)
+        owner = person.owners[0] if person.owners else ""
+        result[place] = replace(scan.named(label), id=added.scan, owner=owner)
+    return [result[place] for place in range(len(scans))]
+
+
+def _recognised(labels: Register, person: Subject, scans: list[Scan]) -> dict[int, Entry]:
+    """Place of a scan -> the label that it has been given. The surest sign first: its id, its images, its files."""
+    signs: tuple[Callable[[Entry, Scan], bool], ...] = (
+        lambda entry, scan: entry.scan == scan.id,
+        lambda entry, scan: bool(set(entry.identity) & set(scan.identity)),
+        lambda entry, scan: not entry.identity and bool(labels.files_of(entry) & set(scan.files)),
+        lambda entry, scan: scan.source == "bids" and _holds_same(labels, entry, scan),
+    )
+    known: dict[int, Entry] = {}
+    for sign in signs:
+        for entry in person.entries.values():
+            if entry in known.values():
+                continue
+            matches = [place for place, scan in enumerate(scans) if place not in known and sign(entry, scan)]
+            if len(matches) == 1:
+                known[matches[0]] = entry
+    return known
+
+
+def _free_label(person: Subject, scan: Scan, session_known: bool) -> str:
+    """The label that the scan claims, or the next run; empty where neither is free.
+
+    Scans of one BIDS dataset that only the suffix tells apart are told apart by `acq-`.
+    """
+    if scan.source == "bids":
+        acquired = dict(scan.entities).get("acq", "") + scan.suffix
+        others = [pair for pair in scan.entities if pair[0] != "acq"]
+        apart = replace(scan, entities=(("acq", acquired), *others)).label
+        return next((label for label in (scan.label, apart) if label.lower() not in person.entries), "")
+    if not session_known and scan.label.lower() not in person.entries:
+        return scan.label
+    runs = [int(run) for label in person.of_session(scan.session) if (run := split(label)[2] or "1").isdigit()]
+    return replace(scan, run=str(max(runs, default=0) + 1)).label
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        plain = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return plain if isinstance(plain, dict) else None

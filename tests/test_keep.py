@@ -1,0 +1,229 @@
+"""A result is kept until a person has it made anew, and what a person decided for a scan holds for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledgers import SETTINGS, put_record, run_through, states
+from make_bids import bids
+from make_dicom import KEY, write
+
+from flows.batch import Batch, plan
+from flows.keep import overrides_for
+from flows.reprocess import Wanted, choose, select
+from pipeline.errors import ChironError
+from pipeline.find import find
+from pipeline.ledger import NAME, read_manifests
+from pipeline.override import Override
+from pipeline.publish.key import fingerprint, key_of
+from pipeline.recipe import Job
+from pipeline.settings import Settings, load
+from pipeline.work import disk_error
+
+OTHER = load(method="tv", device="cpu", tv={"strength": 3.0})
+
+
+def record_of(output: Path, label: str = "sub-01") -> dict[str, Any]:
+    (record,) = [r for r in read_manifests(output) if r["label"] == label and r["state"] == "published"]
+    return record
+
+
+def again(output: Path, **wanted: Any) -> list[Job]:
+    """Reprocess, and record it as done."""
+    jobs = select(output, **wanted)
+    for job in jobs:
+        job.save()
+        Job.take(job.folder)
+        put_record(output, job)
+    return jobs
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    bids(tmp_path / "in", "sub-01")
+    run_through(tmp_path / "out", tmp_path / "in")
+    return tmp_path
+
+
+def test_other_settings_leave_a_result_and_say_how_to_make_it_anew(dataset: Path) -> None:
+    output, before = dataset / "out", record_of(dataset / "out")
+    outcome = run_through(output, dataset / "in", OTHER)["sub-01"]
+    assert outcome.state == "already published" and record_of(output) == before
+    command = outcome.text.partition("To make it anew: ")[2]
+    assert command == f"chiron reprocess {output} sub-01 --method tv --set tv.strength=3.0"
+    assert "made by tkd" in outcome.text and before["finished"][:10] in outcome.text
+    assert run_through(output, dataset / "in")["sub-01"].text == ""
+
+
+def test_the_command_that_is_named_makes_what_was_asked_for(dataset: Path) -> None:
+    """Its words, given to the command line, choose this scan with these settings."""
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    text = run_through(dataset / "out", dataset / "in", OTHER)["sub-01"].text
+    words = shlex.split(text.partition("To make it anew: ")[2])[1:]
+    done = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert done.exit_code == 0 and done.stdout.strip() == "sub-01"
+
+
+def test_an_update_of_the_product_recomputes_nothing(dataset: Path) -> None:
+    path = dataset / "out" / "sub-01" / NAME
+    manifest = json.loads(path.read_text())
+    manifest["scans"][0]["software"]["chiron"] = "0.0.1"
+    del manifest["scans"][0]["settings"]["swi"]  # which that version did not have
+    path.write_text(json.dumps(manifest))
+    outcome = run_through(dataset / "out", dataset / "in")["sub-01"]
+    assert (outcome.state, outcome.text) == ("already published", "")
+
+
+def test_a_reprocessed_scan_stays_as_a_person_wanted_it(dataset: Path) -> None:
+    """The next batch has the site's method, and so has the one after a file came late."""
+    output = dataset / "out"
+    again(output, subject="01", method="rts", reason="streaks")
+    record = record_of(output)
+    assert record["methods"][0] == "rts" and record["override"]["settings"] == {"method": "rts"}
+    assert record["override"]["reason"] == "streaks" and record["override"]["by"] and record["override"]["at"]
+    assert run_through(output, dataset / "in")["sub-01"].text == ""
+    assert record_of(output) == record
+    (dataset / "in/sub-01/anat/sub-01_echo-1_part-mag_MEGRE.json").write_text("{}")
+    bids(dataset / "in", "sub-01")
+    extra = dataset / "in/sub-01/anat"
+    for part in ("mag", "phase"):
+        for end in (".nii.gz", ".json"):
+            source = extra / f"sub-01_echo-3_part-{part}_MEGRE{end}"
+            target = extra / f"sub-01_echo-4_part-{part}_MEGRE{end}"
+            target.write_bytes(source.read_bytes().replace(b"0.02", b"0.03"))
+    for path in extra.glob("*echo-4*.json"):
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps(facts | {"EchoTime": 0.05}))
+    assert states(run_through(output, dataset / "in")) == {"sub-01": "published"}
+    assert record_of(output)["methods"][0] == "rts" and record_of(output)["override"]["reason"] == "streaks"
+
+
+def test_the_sites_own_renewal_keeps_what_a_person_decided(dataset: Path) -> None:
+    output = dataset / "out"
+    again(output, subject="01", method="rts")
+    (job,) = select(output, older=True, settings=OTHER)
+    assert job.settings.method == "rts" and job.settings.tv.strength == 3.0
+    assert job.override and job.override.settings == {"method": "rts"}
+
+
+def test_a_later_decision_is_added_to_an_earlier_one(dataset: Path) -> None:
+    output = dataset / "out"
+    again(output, subject="01", method="rts")
+    (chosen,) = choose(output, Wanted("01"), lambda old: load(None, ["rts.delta=0.2"], old), reason="b").jobs
+    assert chosen.override and chosen.override.settings == {"method": "rts", "rts.delta": 0.2}
+
+
+def test_overrides_are_kept_for_the_study(tmp_path: Path) -> None:
+    """A scan mended by hand is not set aside again at night, and `status` knows it once."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01", strength=None)
+    bids(source, "sub-02", strength=None)
+    assert states(run_through(output, source)) == {"sub-01": "E012", "sub-02": "E012"}
+    mended = Override.now({"acquisition.b0_tesla": 3.0})
+    settings = mended.apply(SETTINGS)
+    aside = output / "set-aside/sub-01" / NAME
+    aside.write_text(re.sub(r'"finished": "[^"]*"', '"finished": "2026-01-01T00:00:00+00:00"', aside.read_text()))
+    away = tmp_path / "away"
+    (source / "sub-02").rename(away)
+    assert states(run_through(output, source, settings, override=mended)) == {"sub-01": "published"}
+    away.rename(source / "sub-02")
+    assert states(run_through(output, source)) == {"sub-01": "already published", "sub-02": "E012"}
+    assert [r["label"] for r in read_manifests(output)] == ["sub-01", "sub-02"]
+    bids(source, "sub-01_acq-b", strength=None, scale=2)  # of the same study
+    assert states(run_through(output, source))["sub-01_acq-b"] == "published"
+
+
+def test_overrides_of_a_scan_that_failed_are_kept_too(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01", strength=None)
+    mended = Override.now({"acquisition.b0_tesla": 3.0, "phase.sign": "-"})
+    failure = disk_error(OSError(28, ""))
+    assert states(run_through(output, source, mended.apply(SETTINGS), override=mended, failure=failure)) == {
+        "sub-01": "failed"
+    }
+    (job,) = plan(Batch(output), find(source, KEY, acquisition=overrides_for(output, SETTINGS)), SETTINGS)
+    assert job.settings.phase.sign == "-" and job.settings.acquisition.b0_tesla == 3.0
+
+
+def test_a_mask_of_a_decision_is_told_by_its_hash_alone(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01")
+    mask = tmp_path / "Zebedee_mask.nii.gz"
+    mask.write_bytes(b"mask")
+    override = Override.now({"mask.file": str(mask)})
+    run_through(output, source, override.apply(SETTINGS), override=override)
+    assert record_of(output)["override"]["settings"]["mask.file"].startswith("sha256:")
+    assert "Zebedee" not in (output / "sub-01" / NAME).read_text()
+
+
+def test_a_changed_input_leaves_a_result_until_it_is_asked_for(dataset: Path) -> None:
+    output, before = dataset / "out", record_of(dataset / "out")
+    bids(dataset / "in", "sub-01", scale=2)
+    outcome = run_through(output, dataset / "in")["sub-01"]
+    assert outcome.state == "already published" and "input has changed" in outcome.text and record_of(output) == before
+    (job,) = select(output, "01", force=True)
+    assert job.expects == find(dataset / "in", KEY).scans[0].content_digest() != before["input_digest"]
+    assert job.settings == SETTINGS
+
+
+def test_a_damaged_result_is_made_again_as_it_was(dataset: Path) -> None:
+    output = dataset / "out"
+    path = output / "sub-01" / NAME
+    manifest = json.loads(path.read_text())
+    manifest["scans"][0]["files"] = {"anat/x.nii.gz": {"sha256": "0" * 64, "bytes": 1}}
+    path.write_text(json.dumps(manifest))
+    (job,) = plan(Batch(output), find(dataset / "in", KEY), OTHER)
+    assert job.settings == SETTINGS
+
+
+def test_files_that_moved_are_known_where_they_are_now(dataset: Path) -> None:
+    (dataset / "in").rename(dataset / "elsewhere")
+    run_through(dataset / "out", dataset / "elsewhere", OTHER)
+    (job,) = select(dataset / "out", "01", force=True)
+    assert all(path.is_file() for path in job.scan.files) and job.settings == SETTINGS
+
+
+@pytest.mark.parametrize("subject", ["sub-01_acq-a_run-1", "01_acq-a_run-1"])
+def test_one_scan_of_several_is_named_by_its_whole_label(subject: str, tmp_path: Path) -> None:
+    for number, name in enumerate(("sub-01_acq-a_run-1", "sub-01_acq-a_run-2"), 1):
+        bids(tmp_path / "in", name, scale=number)
+    run_through(tmp_path / "out", tmp_path / "in")
+    assert [job.scan.label for job in select(tmp_path / "out", subject, force=True)] == ["sub-01_acq-a_run-1"]
+
+
+def test_the_key_of_an_output_is_known_by_its_fingerprint(tmp_path: Path) -> None:
+    output, file = tmp_path / "out", tmp_path / "key"
+    write(tmp_path / "in")
+    key = key_of(output, file)
+    batch_run(output, tmp_path / "in", key)
+    assert key_of(output, file) == key and fingerprint(key) not in (key.hex(), "")
+    file.unlink()
+    with pytest.raises(ChironError, match="X004: no pseudonym key"):
+        key_of(output, file)
+    assert not file.exists()
+    key_of(tmp_path / "other", file)  # an output of its own may have a new one
+    with pytest.raises(ChironError, match="X004: a key with the fingerprint"):
+        key_of(output, file)
+    with pytest.raises(ChironError, match="X004"):
+        batch_run(output, tmp_path / "in", b"x" * 32)
+
+
+def batch_run(output: Path, source: Path, key: bytes) -> None:
+    from flows.batch import look
+
+    look(Batch(output), source, SETTINGS, key)
+
+
+def test_settings_of_a_decision_are_checked() -> None:
+    assert isinstance(Override.now({"tv.strength": 2.0}).apply(SETTINGS), Settings)
+    with pytest.raises(ChironError, match="X001"):
+        Override.now({"tv.strength": -1.0}).apply(SETTINGS)
