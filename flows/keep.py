@@ -17,6 +17,7 @@ from typing import Any
 from flows.claim import claimed
 from pipeline.errors import ChironError
 from pipeline.find import AcquisitionOf, Scan
+from pipeline.ledger import NEXT
 from pipeline.lock import if_free
 from pipeline.override import Override, acquisition_with
 from pipeline.publish.dataset import private
@@ -71,8 +72,10 @@ def overrides_for(output: Path, settings: Settings) -> AcquisitionOf:
 
 
 def remember(output: Path, planned: Planned) -> None:
-    """Where the files of a scan that keeps its result lie now, for whoever has it made anew."""
+    """Where the files of a scan that keeps its result lie now, for whoever has it made anew; not where one just did."""
     job = planned.job
+    if (job.folder / NEXT).exists():
+        return
     before = load_job(job.folder)
     changed = planned.standing.state == "changed"
     if before and before.scan.files == job.scan.files and not changed:

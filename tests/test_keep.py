@@ -107,6 +107,16 @@ def test_a_reprocessed_scan_stays_as_a_person_wanted_it(dataset: Path) -> None:
     assert record_of(output)["methods"][0] == "rts" and record_of(output)["override"]["reason"] == "streaks"
 
 
+def test_a_decision_that_waits_is_not_lost_to_the_next_look(dataset: Path) -> None:
+    output = dataset / "out"
+    (job,) = select(output, "01", method="rts")
+    job.save()
+    (dataset / "in").rename(dataset / "elsewhere")
+    run_through(output, dataset / "elsewhere")
+    waiting = Job.load(job.folder, next=True)
+    assert waiting.again and waiting.settings.method == "rts"
+
+
 def test_the_sites_own_renewal_keeps_what_a_person_decided(dataset: Path) -> None:
     output = dataset / "out"
     again(output, subject="01", method="rts")
