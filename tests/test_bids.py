@@ -124,7 +124,7 @@ def test_the_validator_would_tell(tmp_path: Path, validate: Callable[[Path], dic
 def test_a_dicom_scan_in_sourcedata_is_valid_and_linked(
     tmp_path: Path, validate: Callable[[Path], dict[str, list[str]]]
 ) -> None:
-    """As the demo has it."""
+    """As the demo has it, whose own run takes longer."""
     output = tmp_path / "out"
     made = simulate(output / "sourcedata", "siemens", 6.0, 1)
     job = Job(find(made.export, KEY, "demo").scans[0], load(method="tv", also=("tkd",)), tmp_path / "work")
@@ -139,6 +139,7 @@ def test_a_dicom_scan_in_sourcedata_is_valid_and_linked(
     )
 
 
+@pytest.mark.slow
 def test_the_demo_is_valid_bids(tmp_path: Path, validate: Callable[[Path], dict[str, list[str]]]) -> None:
     output = tmp_path / "demo"
     words = ("demo", str(output), "--method", "tkd", "--voxel-size", "6", "--device", "cpu")
@@ -150,7 +151,6 @@ def test_the_demo_is_valid_bids(tmp_path: Path, validate: Callable[[Path], dict[
 
 
 def test_the_bids_version_is_that_of_the_validator() -> None:
-    assert re.search(r'bids_version: "([\d.]+)"', VALIDATOR.read_text()) is not None
     assert re.findall(r'bids_version: "([\d.]+)"', VALIDATOR.read_text()) == [BIDS_VERSION]
 
 
@@ -346,7 +346,7 @@ def everything(output: Path) -> bytes:
 
 
 def test_no_more_of_a_path_is_published_than_the_folder_of_a_bids_dataset(tmp_path: Path) -> None:
-    """None of a DICOM export; none of a dataset elsewhere, of one that does not say that it is one, or of no dataset."""
+    """Not of a DICOM export, of a dataset elsewhere, or of one that does not say that it is one."""
     (tmp_path / "here").mkdir()
     publish(make_job(tmp_path / "here" / "Doe^John"), tmp_path / "here/dicom")
     publish(bids_job(tmp_path / "there" / "Doe" / "data"), tmp_path / "here/far")

@@ -43,8 +43,8 @@ Each folder `sub-<label>/` or `sub-<label>/ses-<label>/` holds one session:
 - `anat/*_Chiuncertainty.nii.gz` is the standard deviation of such a map in ppm. It is no susceptibility map.
 - `manifest.json` holds the settings, the versions and the sha256 of every file.
 
-The JSON file of each image of `anat/` describes it. `summary.html` shows all scans. `failed/` and `set-aside/` say why a
-scan has no map. `CITATION.md` lists the papers to cite.
+The JSON file of each image of `anat/` describes it. `summary.html` shows all scans. `failed/` and `set-aside/` say why
+a scan has no map. `CITATION.md` lists the papers to cite.
 """
 
 
