@@ -58,10 +58,12 @@ def validate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[
         done = subprocess.run([*command, str(dataset)], capture_output=True, text=True, env=environment, check=False)
         answer = json.loads(done.stdout)
         assert answer["summary"]["totalFiles"] > 0, done.stderr
-        told: dict[str, list[str]] = {"error": [], "warning": []}
+        by_severity: dict[str, list[str]] = {"error": [], "warning": []}
         for issue in answer["issues"]["issues"]:
-            told[issue["severity"]].append(" ".join([issue["code"], issue.get("subCode", ""), issue["location"]]))
-        return told
+            by_severity[issue["severity"]].append(
+                " ".join([issue["code"], issue.get("subCode", ""), issue["location"]])
+            )
+        return by_severity
 
     return issues
 
@@ -114,8 +116,8 @@ def test_the_validator_would_tell(tmp_path: Path, validate: Callable[[Path], dic
     ignored = output / ".bidsignore"
     ignored.write_text(ignored.read_text().replace("/set-aside\n", "set-aside/\n"))
     (folder / "anat/sub-x_ses-a_desc-tkd_nonsense.nii.gz").write_bytes(b"0")
-    told = validate(output)["error"]
-    assert [error.split()[-1] for error in told if error.startswith("NOT_INCLUDED")] == [
+    errors = validate(output)["error"]
+    assert [error.split()[-1] for error in errors if error.startswith("NOT_INCLUDED")] == [
         "/set-aside/",
         "/sub-x/ses-a/anat/sub-x_ses-a_desc-tkd_nonsense.nii.gz",
     ]
@@ -126,8 +128,8 @@ def test_a_dicom_scan_in_sourcedata_is_valid_and_linked(
 ) -> None:
     """As the demo has it, whose own run takes longer."""
     output = tmp_path / "out"
-    made = simulate(output / "sourcedata", "siemens", 6.0, 1)
-    job = Job(find(made.export, KEY, "demo").scans[0], load(method="tv", also=("tkd",)), tmp_path / "work")
+    simulated = simulate(output / "sourcedata", "siemens", 6.0, 1)
+    job = Job(find(simulated.export, KEY, "demo").scans[0], load(method="tv", also=("tkd",)), tmp_path / "work")
     _do_all_stages(job, 0.1)
     publish(job, output)
     assert validate(output)["error"] == []
@@ -248,8 +250,8 @@ def bids_job(folder: Path, names: str = "sub-01", work: str = "work", subject: s
 
 def sources(output: Path, names: str, suffix: str) -> list[str]:
     folder = "/".join(part for part in names.split("_") if part.startswith(("sub-", "ses-")))
-    told: list[str] = json.loads((output / folder / f"anat/{names}_{suffix}.json").read_text())["Sources"]
-    return told
+    uris: list[str] = json.loads((output / folder / f"anat/{names}_{suffix}.json").read_text())["Sources"]
+    return uris
 
 
 def resolved(output: Path, uri: str) -> Path:
@@ -274,8 +276,8 @@ def test_a_map_leads_to_the_echoes_of_a_bids_input(
     assert all((output / link / uri.removeprefix("bids:raw:")).is_file() for uri in raw)
     assert [uri for uri in sources(output, "sub-01", "R2starmap") if "part-phase" in uri] == []
     for path in (output / "sub-01/anat").glob("*.nii.gz"):
-        own = json.loads(Path(str(path).replace(".nii.gz", ".json")).read_text())["Sources"]
-        assert any(uri.startswith("bids:raw:") for uri in own), path.name
+        named = json.loads(Path(str(path).replace(".nii.gz", ".json")).read_text())["Sources"]
+        assert any(uri.startswith("bids:raw:") for uri in named), path.name
     assert validate(output)["error"] == []
 
 
@@ -310,12 +312,12 @@ def test_what_somebody_added_at_the_top_stays(tmp_path: Path) -> None:
     job, output = bids_job(tmp_path / "site"), tmp_path / "apart" / "out"
     output.parent.mkdir()
     prepare(output)
-    told = description(output)
-    told |= {"Authors": ["A", "B"], "Name": "Ours", "DatasetLinks": {"site": (tmp_path / "site").as_uri()}}
-    told["GeneratedBy"][0]["Container"] = {"Type": "docker", "Tag": "chiron:0.1.0"}
-    told["GeneratedBy"].append({"Name": "Manual"})
-    told["GeneratedBy"][0]["Version"], told["BIDSVersion"] = "0.0.1", "1.8.0"
-    (output / "dataset_description.json").write_text(json.dumps(told))
+    edited = description(output)
+    edited |= {"Authors": ["A", "B"], "Name": "Ours", "DatasetLinks": {"site": (tmp_path / "site").as_uri()}}
+    edited["GeneratedBy"][0]["Container"] = {"Type": "docker", "Tag": "chiron:0.1.0"}
+    edited["GeneratedBy"].append({"Name": "Manual"})
+    edited["GeneratedBy"][0]["Version"], edited["BIDSVersion"] = "0.0.1", "1.8.0"
+    (output / "dataset_description.json").write_text(json.dumps(edited))
     with (output / ".bidsignore").open("a") as stream:
         stream.write("notes.txt\nset-aside/\n")
     publish(job, output)
@@ -323,7 +325,7 @@ def test_what_somebody_added_at_the_top_stays(tmp_path: Path) -> None:
     assert (now["Authors"], now["Name"], now["BIDSVersion"]) == (["A", "B"], "Ours", BIDS_VERSION)
     assert [maker["Name"] for maker in now["GeneratedBy"]] == ["Chiron", "Manual"]
     assert now["GeneratedBy"][0]["Container"]["Tag"] == "chiron:0.1.0" and now["GeneratedBy"][0]["Version"] != "0.0.1"
-    assert now["DatasetLinks"] == told["DatasetLinks"]
+    assert now["DatasetLinks"] == edited["DatasetLinks"]
     assert [u for u in sources(output, "sub-01", "Chimap") if u.startswith("bids:site:sub-01/anat/")]
     lines = (output / ".bidsignore").read_text().splitlines()
     assert lines.count("notes.txt") == lines.count("/set-aside") == 1 and "set-aside/" not in lines
@@ -332,8 +334,8 @@ def test_what_somebody_added_at_the_top_stays(tmp_path: Path) -> None:
 def test_a_dataset_with_a_doi_is_linked_by_it_from_afar(tmp_path: Path) -> None:
     job, output = bids_job(tmp_path / "private" / "site"), tmp_path / "public" / "out"
     output.parent.mkdir()
-    told = {"Name": "x", "BIDSVersion": "1.10.0", "DatasetDOI": "doi:10.18112/openneuro.ds000001.v1.0.0"}
-    (tmp_path / "private/site/dataset_description.json").write_text(json.dumps(told))
+    edited = {"Name": "x", "BIDSVersion": "1.10.0", "DatasetDOI": "doi:10.18112/openneuro.ds000001.v1.0.0"}
+    (tmp_path / "private/site/dataset_description.json").write_text(json.dumps(edited))
     publish(job, output)
     now, doi = description(output), "10.18112/openneuro.ds000001.v1.0.0"
     assert now["DatasetLinks"] == {"raw": f"doi:{doi}"}
