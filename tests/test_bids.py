@@ -135,6 +135,8 @@ def test_a_dicom_scan_in_sourcedata_is_valid_and_linked(
     assert validate(output)["error"] == []
     assert description(output)["SourceDatasets"] == [{"URL": "sourcedata"}]
     assert description(output)["DatasetLinks"] == {"sourcedata": "sourcedata"}
+    truth = nib.load(simulated.truth).header
+    assert (truth["cal_min"], truth["cal_max"]) == pytest.approx((-0.1, 0.1))
     assert (
         "bids:sourcedata"
         not in (output / f"sub-demo/ses-{job.scan.session}/anat").joinpath(f"{job.scan.label}_Chimap.json").read_text()
