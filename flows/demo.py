@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.gre import simulate_scan
 from pipeline.errors import ChironError
+from pipeline.report.pictures import CHI
 from pipeline.scanner import VENDORS, write_export
 from pipeline.volumes import Grid
 from pipeline.work import disk_error
@@ -77,12 +78,15 @@ def _write(made: Simulated, vendor: str, voxel_size_mm: float, seed: int) -> Non
     scan = simulate_scan(shape, size, echo_times_s=ECHO_TIMES_S, oversample=2, seed=seed)
     grid = Grid.simple(shape, size)
     write_export(scan.signal, grid, ECHO_TIMES_S, scan.b0_tesla, made.export, vendor=vendor, seed=seed)  # type: ignore[arg-type]
-    _save(scan.head.chi_ppm, grid, made.truth)
+    _save(scan.head.chi_ppm, grid, made.truth, (CHI.low, CHI.high))
     _save(scan.head.brain.to(torch.int16), grid, made.brain)
     _save(scan.head.labels, grid, made.labels)
 
 
-def _save(volume: Tensor, grid: Grid, path: Path) -> None:
+def _save(volume: Tensor, grid: Grid, path: Path, window: tuple[float, float] = (0, 0)) -> None:
+    """`window` is what viewers show from black to white; (0, 0) leaves it to them."""
     values = volume.cpu().numpy()
     kind = np.int16 if values.dtype.kind in "iu" else np.float32
-    nib.save(nib.Nifti1Image(values.astype(kind), np.asarray(grid.affine)), path)
+    image = nib.Nifti1Image(values.astype(kind), np.asarray(grid.affine))
+    image.header["cal_min"], image.header["cal_max"] = window
+    nib.save(image, path)

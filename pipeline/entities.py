@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _NAMES = """
     sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi space split
@@ -14,7 +14,7 @@ Entities = tuple[tuple[str, str], ...]  # name and value, without those of subje
 
 
 def label_of(subject: str, session: str = "", run: str = "", others: Iterable[Iterable[str]] = ()) -> str:
-    """`sub-x_ses-y_acq-z_run-1`, without the parts that are empty; what BIDS does not know stands last."""
+    """`sub-x_ses-y_acq-z_run-1`, without the parts that are empty."""
     pairs = [("sub", subject), ("ses", session), ("run", run), *map(tuple, others)]
     present = [(name, value) for name, value in pairs if value]
     return "_".join(f"{name}-{value}" for name, value in sorted(present, key=_place))
@@ -28,5 +28,12 @@ def split(label: str) -> tuple[str, str, str, Entities]:
     return named.get("sub", ""), named.get("ses", ""), named.get("run", ""), others
 
 
-def _place(pair: tuple[str, ...]) -> int:
-    return ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER)
+def image_name(label: str, suffix: str) -> str:
+    """`label` and `suffix` joined, their entities in BIDS' order: `part-mag` stands before a label's `chunk-1`."""
+    *entities, kind = f"{label}_{suffix}".split("_")
+    return "_".join([*sorted(entities, key=lambda entity: _place(entity.split("-"))), kind])
+
+
+def _place(pair: Sequence[str]) -> int:
+    """What BIDS does not know stands beside the run."""
+    return ORDER.index(pair[0]) if pair[0] in ORDER else ORDER.index("run")

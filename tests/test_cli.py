@@ -66,7 +66,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
 
     def run(batch: Batch, source: Path, settings: Settings, key: bytes, subject: str | None, *more: Any) -> None:
         seen.settings.append(settings)
-        seen.subject, seen.terms, seen.labels = subject, batch.terms, more[-1]
+        seen.subject, seen.terms, seen.labels = subject, batch.terms, more[1]
         batch.add(Outcome("sub-abc", "published", "do not use", "sub-abc/page.html"))
 
     monkeypatch.setattr(flows.batch, "run", run)

@@ -204,7 +204,7 @@ def test_a_run_publishes_map_uncertainty_and_the_classical_map_and_says_how(expo
     reconstruct(job)
     done = publish(job, tmp_path / "out")
     anat = [path.name.removeprefix(f"{scan.label}_") for path in (done.folder / "anat").iterdir()]
-    assert {"Chimap.nii.gz", "desc-uncertainty_Chimap.nii.gz", "desc-tv_Chimap.nii.gz"} <= set(anat)
+    assert {"Chimap.nii.gz", "Chiuncertainty.nii.gz", "desc-tv_Chimap.nii.gz"} <= set(anat)
     assert json.loads((done.folder / "anat" / f"{scan.label}_Chimap.json").read_text())["Method"] == "cyclegan"
     page = done.report.read_text()
     for words in (

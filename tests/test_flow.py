@@ -203,7 +203,11 @@ def _task_runs(home: Path) -> list[tuple[str]]:
 
 
 def test_a_killed_run_continues_and_ends_as_if_nothing_had_been(source: Path, tmp_path: Path, _server: Path) -> None:
-    with hanging(export(source, a=""), tmp_path / "out", own_server(_server)) as process:
+    key = tmp_path / "key"
+    key.write_bytes(KEY)
+    key.chmod(0o600)
+    environment = own_server(_server) | {"CHIRON_KEY_FILE": str(key)}
+    with hanging(export(source, a=""), tmp_path / "out", environment) as process:
         started = _children(process.pid)  # a server and a worker
         process.kill()
     assert len(started) == 2 and not (tmp_path / "out" / "sub-a").exists()

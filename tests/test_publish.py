@@ -224,16 +224,16 @@ def test_an_uncertainty_stands_beside_the_map_it_is_of(job: Job, output: Path) -
     for method, value in (("tv", 0.01), ("tkd", 0.02)):
         with_uncertainty(job, method, value)
     anat = publish(replace(job, settings=load(method="tv", also=("tkd",), tv={"strength": 9})), output).folder / "anat"
-    for suffix, method, value in (("desc-uncertainty", "tv", 0.01), ("desc-tkdUncertainty", "tkd", 0.02)):
-        image = nib.load(anat / f"sub-x_ses-a_{suffix}_Chimap.nii.gz")
+    for suffix, method, value in (("Chiuncertainty", "tv", 0.01), ("desc-tkd_Chiuncertainty", "tkd", 0.02)):
+        image = nib.load(anat / f"sub-x_ses-a_{suffix}.nii.gz")
         np.testing.assert_allclose(image.get_fdata(), value, rtol=1e-6)
-        said = sidecar_of(output, f"{suffix}_Chimap")
+        said = sidecar_of(output, suffix)
         assert said["Units"] == "ppm" and said["Method"] == method
         assert said["Description"].startswith(f"Standard deviation that {method} gives to its own")
         assert all((output / uri.removeprefix("bids::")).is_file() for uri in said["Sources"])
-    assert sidecar_of(output, "desc-uncertainty_Chimap")["MethodParameters"]["strength"] == 9
+    assert sidecar_of(output, "Chiuncertainty")["MethodParameters"]["strength"] == 9
     files = read_manifests(output)[0]["files"]
-    assert {f"anat/sub-x_ses-a_desc-{n}_Chimap.nii.gz" for n in ("uncertainty", "tkdUncertainty")} <= files.keys()
+    assert {f"anat/sub-x_ses-a_{n}.nii.gz" for n in ("Chiuncertainty", "desc-tkd_Chiuncertainty")} <= files.keys()
     assert verify(output) == []
 
 

@@ -280,7 +280,7 @@ def test_a_scan_has_a_finer_map_beside_its_own_where_asked(tmp_path: Path, monke
     own, made, mask, spread = (
         nib.load(folder / f"{stem}_{name}.nii.gz")
         for name in ("Chimap", "res-fine_desc-diffusion_Chimap", "res-fine_desc-brain_mask",
-                     "res-fine_desc-diffusionUncertainty_Chimap")
+                     "res-fine_desc-diffusion_Chiuncertainty")
     )  # fmt: skip
     assert made.shape == mask.shape == spread.shape == finer.finer_shape(own.shape, (2, 1.5, 1))
     np.testing.assert_allclose(made.affine, finer.finer_affine(own.affine, own.shape, made.shape), atol=1e-3)

@@ -59,7 +59,7 @@ def test_an_uncertainty_goes_the_whole_way_and_survives_a_resumed_run(
     monkeypatch.setattr("models.dip.reconstruct", None)  # what is proven is not made again
     reconstruct(job)
     done = publish(job, tmp_path / "again")
-    name = f"anat/{job.scan.label}_desc-uncertainty_Chimap.nii.gz"
+    name = f"anat/{job.scan.label}_Chiuncertainty.nii.gz"
     assert (first / name).read_bytes() == (done.folder / name).read_bytes()
     values = nib.load(first / name).get_fdata()
     mask = job.work.find("background")

@@ -22,6 +22,7 @@ from pipeline.lock import if_free
 from pipeline.publish import manifest as ledger
 from pipeline.publish.dataset import cite, prepare, private
 from pipeline.publish.images import images
+from pipeline.publish.links import link_input
 from pipeline.publish.manifest import Damage, verify
 from pipeline.publish.sidecars import as_json
 from pipeline.publish.standing import already_published, stays
@@ -123,7 +124,7 @@ def _publish_results(job: Job, output: Path) -> Published:
     before = read(output / folder)
     report = f"{scan.label}_qsm.html"
     methods, lost = _sound_methods(stages, quality["primary"])
-    files = images(scan.label, folder, job.settings, methods, stages)
+    files = images(scan.label, folder, job.settings, methods, stages, link_input(output, scan))
     files[f"anat/{scan.label}_qc.json"] = as_json(quality)
     files[report] = write_report(job.work, scan.label, job.settings).encode()
     own = _record(job, stages, None, quality["verdict"]["level"], files)

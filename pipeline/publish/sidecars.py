@@ -29,6 +29,7 @@ ALLOWED = frozenset(
         "Seed",
         "ReferenceRegion",
         "Resolution",
+        "SpatialReference",
         "BackgroundRemoval",
         "SlabThickness",
         "SlabAxis",

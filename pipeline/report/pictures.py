@@ -99,7 +99,7 @@ def _echoes(found: Found, brief: bool) -> Iterator[_Volume]:
         note = ("No mask was made.", "With the brain mask.", "With the brain mask and that of the map.")[len(outlines)]
         for echo in [0] if brief or len(magnitude) == 1 else [0, len(magnitude) - 1]:
             volume = np.asarray(magnitude[echo])
-            window = _brightness(volume, found.brain)
+            window = brightness(volume, found.brain)
             yield _Volume(f"Magnitude, {_echo(times, echo)}", note, window, volume, outlines=outlines)
     if phase is not None and phase.ndim == 4 and not brief:
         note = "Fringes should be smooth. Noise inside the brain, or a step between slices, is not."
@@ -197,7 +197,7 @@ def misfit(found: Found) -> Array | None:
     return out
 
 
-def _brightness(volume: Array, mask: Array | None) -> Window:
+def brightness(volume: Array, mask: Array | None) -> Window:
     """From nothing to just above the brightest tissue of the mask, in the scanner's own unit."""
     values = volume[mask] if mask is not None and mask.any() else volume
     top = float(np.nanpercentile(values[np.isfinite(values)][::7], 99)) if np.isfinite(values).any() else 1.0
