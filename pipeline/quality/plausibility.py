@@ -14,7 +14,7 @@ from torch import Tensor
 from models.dipole import Dipole
 from pipeline.filters import depth_mm
 
-FLAT_PPM = 1e-4
+FLAT_PPM = 0.005  # spread of a map below which it has no tissue whose shape could be judged
 
 
 def data_consistency(chi: Tensor, local_ppm: Tensor, sd_ppm: Tensor, mask: Tensor, dipole: Dipole) -> float:
@@ -69,8 +69,10 @@ def robust_spread(values: Tensor) -> float:
 def asymmetry(values: Tensor, share: float = 0.005) -> float:
     """How much further the top `share` lies from the median than the bottom one, over their distance: -1 to 1.
 
-    Veins and iron make it positive, an inverted sign of the phase negative.
+    Veins and iron make it positive, an inverted sign of the phase negative. NaN where the map is flat.
     """
+    if not robust_spread(values) >= FLAT_PPM:
+        return math.nan
     low, middle, high = _quantiles(values, share, 0.5, 1 - share)
     return (high + low - 2 * middle) / (high - low) if high > low else math.nan
 
@@ -86,9 +88,9 @@ def _quantiles(values: Tensor, *shares: float) -> list[float]:
 def neighbour_correlation(chi: Tensor, mask: Tensor) -> float:
     """Correlation of chi in neighbouring voxels of the mask, along the axis where it is least: 0 in noise.
 
-    NaN where most of the map is flat: a few odd voxels say nothing of their neighbours.
+    NaN where the map is flat: a few odd voxels say nothing of their neighbours.
     """
-    if not robust_spread(chi[mask]) > FLAT_PPM:
+    if not robust_spread(chi[mask]) >= FLAT_PPM:
         return math.nan
     found = []
     for axis in range(3):
