@@ -1,7 +1,8 @@
-"""For every limit of the verdict two simulated scans, one on each side of it, through the steps and the quality stage."""
+"""For every limit of the verdict two simulated scans, one on each side, through the steps and the quality stage."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,15 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from flows.cli.reconstruct import demo
+from flows.demo import simulate
 from models.gre import add_noise, gre_signal
 from models.head import Head, fields, simulate_head
 from pipeline.background import remove_background
-from pipeline.errors import ChironError
 from pipeline.field import total_field
 from pipeline.filters import dilate, erode
+from pipeline.find import find
 from pipeline.invert import invert
 from pipeline.quality import CHECKS, measure
 from pipeline.quality.verdict import LEVELS, Check
+from pipeline.recipe import Job, reconstruct
 from pipeline.settings import parse
 from pipeline.unwrap import unwrap
 from pipeline.volumes import Echoes, Grid
@@ -232,3 +236,14 @@ def test_a_field_map_is_no_scan_for_susceptibility() -> None:
     said = " ".join(verdict["reasons"])
     assert verdict["level"] != "usable"
     assert all(text in said for text in ("echoes is 2", "4.6 ms (below 11.0 ms)", "4.00 mm (above 2.75 mm)"))
+
+
+def test_the_clean_demo_is_usable(tmp_path: Path) -> None:
+    """At the defaults of `chiron demo`, from its DICOM files on."""
+    usual = {name: given.default for name, given in inspect.signature(demo).parameters.items()}
+    made = simulate(tmp_path, usual["vendor"], usual["voxel_size"], usual["seed"])
+    (found,) = find(made.export, b"a key of tests" * 3).scans
+    work = reconstruct(Job(found, parse({"method": usual["method"], "device": "cpu"}), tmp_path / "work"))
+    quality = work.find("quality")
+    assert quality and quality.facts["primary"] == usual["method"] == "dip"
+    assert quality.facts["verdict"] == {"level": "usable", "reasons": []}

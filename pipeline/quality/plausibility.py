@@ -69,9 +69,10 @@ def robust_spread(values: Tensor) -> float:
 def asymmetry(values: Tensor, share: float = 0.005) -> float:
     """How much further the top `share` lies from the median than the bottom one, over their distance: -1 to 1.
 
-    Veins and iron make it positive, an inverted sign of the phase negative. NaN where the map is flat.
+    Veins and iron make it positive, an inverted sign of the phase negative. NaN where the map is flat, or
+    either extreme would be less than ten voxels.
     """
-    if not robust_spread(values) >= FLAT_PPM:
+    if share * len(values) < 10 or not robust_spread(values) >= FLAT_PPM:
         return math.nan
     low, middle, high = _quantiles(values, share, 0.5, 1 - share)
     return (high + low - 2 * middle) / (high - low) if high > low else math.nan
