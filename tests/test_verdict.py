@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -209,6 +209,25 @@ def test_each_limit_lies_between_two_scans(check: Check) -> None:
     assert check.fails(value)
     assert check.sentence(value) in facts["verdict"]["reasons"]
     assert LEVELS.index(facts["verdict"]["level"]) >= LEVELS.index(check.level)
+
+
+def described(scan: Scan) -> str:
+    """What sets the scan apart from the clean one."""
+    usual, own = asdict(Scan()), asdict(scan)
+    changed = [f"{name} {value}" for name, value in own.items() if value != usual[name]]
+    return ", ".join(changed).replace("'", "") or "clean"
+
+
+def row(check: Check) -> str:
+    """The check's line in docs/verdict.md."""
+    safe, bad = PAIRS[check.number, check.limit]
+    limit = f"{check.side} {check.form.format(check.limit)}: {check.level}"
+    return f"| {check.what.removesuffix(' is')} | {limit} | {check.why} | {described(safe)} / {described(bad)} |"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.number}-{check.side}-{check.limit}")
+def test_each_limit_stands_in_the_documentation_with_its_reason(check: Check) -> None:
+    assert row(check) in (Path(__file__).parents[1] / "docs" / "verdict.md").read_text().splitlines()
 
 
 def test_no_pair_is_without_its_limit() -> None:
