@@ -43,7 +43,7 @@ class Scan:
     echo_times_s: tuple[float, ...] = (0.004, 0.010, 0.016, 0.022)
     snr: float = 100.0
     voxel_mm: float = 4.0
-    told_tesla: float = B0_TESLA
+    header_tesla: float = B0_TESLA
     inverted: bool = False
     spoilt_echoes: int = 0  # last ones, whose phase has the wrong sign
     cut_mm: float = 0.0  # of the volume, from below
@@ -103,12 +103,12 @@ def measured(scan: Scan) -> dict[str, Any]:
     noisy, brain = noisy[..., first:].resolve_conj(), simulated.brain
     mask = brain_mask(brain, *scan.mask, scan.voxel_mm)[..., first:]
     grid = Grid.simple(mask.shape, (scan.voxel_mm,) * 3)
-    seen = Echoes(noisy.abs(), noisy.angle(), scan.echo_times_s, scan.told_tesla, grid)
+    recorded = Echoes(noisy.abs(), noisy.angle(), scan.echo_times_s, scan.header_tesla, grid)
     with TemporaryDirectory() as folder:
-        return _measured(scan, seen, mask, Work(Path(folder)))
+        return _measured(scan, recorded, mask, Work(Path(folder)))
 
 
-def _measured(scan: Scan, seen: Echoes, mask: Tensor, work: Work) -> dict[str, Any]:
+def _measured(scan: Scan, recorded: Echoes, mask: Tensor, work: Work) -> dict[str, Any]:
     settings = parse(
         {
             "method": scan.method,
@@ -125,13 +125,17 @@ def _measured(scan: Scan, seen: Echoes, mask: Tensor, work: Work) -> dict[str, A
             ),
         }
     )
-    unwrapped = unwrap(seen, mask, settings.unwrap)
+    unwrapped = unwrap(recorded, mask, settings.unwrap)
     fitted = total_field(unwrapped.echoes, unwrapped.mask, settings.fit)
     local, _ = remove_background(fitted.field, scan.background, getattr(settings, scan.background))
-    made = {
+    stages = {
         "convert": Made(
-            {"magnitude": seen.magnitude},
-            facts={"grid": seen.grid.json(), "echo_times_s": list(seen.echo_times_s), "b0_tesla": seen.b0_tesla},
+            {"magnitude": recorded.magnitude},
+            facts={
+                "grid": recorded.grid.json(),
+                "echo_times_s": list(recorded.echo_times_s),
+                "b0_tesla": recorded.b0_tesla,
+            },
         ),
         "mask": Made({"mask": mask.to(torch.uint8)}),
         "unwrap": Made({"unwrapped_rad": unwrapped.echoes.phase_rad}),
@@ -141,8 +145,8 @@ def _measured(scan: Scan, seen: Echoes, mask: Tensor, work: Work) -> dict[str, A
     for method in dict.fromkeys([scan.method, "tv"]):
         chi = invert(local, method, getattr(settings, method)).ppm
         chi[tuple(local.mask.nonzero()[: scan.lost_voxels].T)] = math.nan
-        made[f"invert-{method}"] = Made({"chi_ppm": chi})
-    done = {name: work.write(name, "key", m, {}) for name, m in made.items()}
+        stages[f"invert-{method}"] = Made({"chi_ppm": chi})
+    done = {name: work.write(name, "key", m, {}) for name, m in stages.items()}
     return measure(done, scan.method, "tv", None, torch.device("cpu")).facts
 
 
@@ -156,12 +160,12 @@ PAIRS: dict[tuple[str, float], tuple[Scan, Scan]] = {
     ("finite_share", 1.0): (scan(), scan(lost_voxels=1)),
     ("core_spread_ppm", 0.005): (scan(strength=2500.0), scan(strength=4000.0)),
     ("core_spread_ppm", 0.0125): (scan(strength=1000.0), scan(strength=1500.0)),
-    ("core_spread_ppm", 0.06): (scan(told_tesla=1.1), scan(told_tesla=1.0)),
-    ("core_spread_ppm", 0.12): (scan(told_tesla=0.5), scan(told_tesla=0.45)),
+    ("core_spread_ppm", 0.06): (scan(header_tesla=1.1), scan(header_tesla=1.0)),
+    ("core_spread_ppm", 0.12): (scan(header_tesla=0.5), scan(header_tesla=0.45)),
     ("asymmetry", 0.0): (scan(method="tkd", snr=6.0), scan(method="tkd", snr=6.0, inverted=True)),
     ("asymmetry", -0.1): (scan(method="tkd", snr=6.0, inverted=True), scan(inverted=True)),
-    ("beyond_share", 0.01): (scan(told_tesla=0.3), scan(told_tesla=0.27)),
-    ("beyond_share", 0.1): (scan(told_tesla=0.16), scan(told_tesla=0.15)),
+    ("beyond_share", 0.01): (scan(header_tesla=0.3), scan(header_tesla=0.27)),
+    ("beyond_share", 0.1): (scan(header_tesla=0.16), scan(header_tesla=0.15)),
     ("unexplained_share", 0.5): (scan(strength=2500.0), scan(strength=4000.0)),
     ("unexplained_share", 0.8): (scan(strength=6000.0), scan(strength=8000.0)),
     ("data_consistency", 0.3): (scan(**NOISY, snr=30.0), scan(**NOISY, snr=10.0)),
@@ -213,8 +217,8 @@ def test_each_limit_lies_between_two_scans(check: Check) -> None:
 
 def described(scan: Scan) -> str:
     """What sets the scan apart from the clean one."""
-    usual, own = asdict(Scan()), asdict(scan)
-    changed = [f"{name} {value}" for name, value in own.items() if value != usual[name]]
+    usual, this = asdict(Scan()), asdict(scan)
+    changed = [f"{name} {value}" for name, value in this.items() if value != usual[name]]
     return ", ".join(changed).replace("'", "") or "clean"
 
 
@@ -259,10 +263,10 @@ def test_a_field_map_is_no_scan_for_susceptibility() -> None:
 
 def test_the_clean_demo_is_usable(tmp_path: Path) -> None:
     """At the defaults of `chiron demo`, from its DICOM files on."""
-    usual = {name: given.default for name, given in inspect.signature(demo).parameters.items()}
-    made = simulate(tmp_path, usual["vendor"], usual["voxel_size"], usual["seed"])
-    (found,) = find(made.export, b"a key of tests" * 3).scans
-    work = reconstruct(Job(found, parse({"method": usual["method"], "device": "cpu"}), tmp_path / "work"))
+    usual = {name: parameter.default for name, parameter in inspect.signature(demo).parameters.items()}
+    simulated = simulate(tmp_path, usual["vendor"], usual["voxel_size"], usual["seed"])
+    (export,) = find(simulated.export, b"a key of tests" * 3).scans
+    work = reconstruct(Job(export, parse({"method": usual["method"], "device": "cpu"}), tmp_path / "work"))
     quality = work.find("quality")
     assert quality and quality.facts["primary"] == usual["method"] == "dip"
     assert quality.facts["verdict"] == {"level": "usable", "reasons": []}

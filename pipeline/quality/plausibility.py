@@ -23,8 +23,8 @@ def data_consistency(chi: Tensor, local_ppm: Tensor, sd_ppm: Tensor, mask: Tenso
     Neither the field's constant nor chi's reference can be known, so a constant field and the field of the mask are
     fitted and taken out first. Voxels without a noise estimate do not count.
     """
-    left, _ = _weighted(chi, local_ppm, sd_ppm, mask, dipole)
-    return float(left.square().mean().sqrt()) if len(left) else math.nan
+    residual, _ = _weighted(chi, local_ppm, sd_ppm, mask, dipole)
+    return float(residual.square().mean().sqrt()) if len(residual) else math.nan
 
 
 def unexplained_share(chi: Tensor, local_ppm: Tensor, sd_ppm: Tensor, mask: Tensor, dipole: Dipole) -> float:
@@ -33,9 +33,9 @@ def unexplained_share(chi: Tensor, local_ppm: Tensor, sd_ppm: Tensor, mask: Tens
     Unlike the misfit in units of noise it has no need of a noise that is the field's only error: what background
     removal and anisotropy leave in a field is no susceptibility, however little noise there is.
     """
-    left, whole = _weighted(chi, local_ppm, sd_ppm, mask, dipole)
-    power = float(whole.square().sum())
-    return float(left.square().sum()) / power if power else math.nan
+    residual, field = _weighted(chi, local_ppm, sd_ppm, mask, dipole)
+    power = float(field.square().sum())
+    return float(residual.square().sum()) / power if power else math.nan
 
 
 def _weighted(chi: Tensor, local_ppm: Tensor, sd_ppm: Tensor, mask: Tensor, dipole: Dipole) -> tuple[Tensor, Tensor]:
@@ -82,8 +82,8 @@ def _quantiles(values: Tensor, *shares: float) -> list[float]:
     """NaN where there is no value, or one that is not finite."""
     if not len(values) or not bool(torch.isfinite(values).all()):
         return [math.nan] * len(shares)
-    found: list[float] = np.quantile(values.double().cpu().numpy(), shares).tolist()
-    return found
+    values_at: list[float] = np.quantile(values.double().cpu().numpy(), shares).tolist()
+    return values_at
 
 
 def neighbour_correlation(chi: Tensor, mask: Tensor) -> float:
@@ -93,7 +93,7 @@ def neighbour_correlation(chi: Tensor, mask: Tensor) -> float:
     """
     if not robust_spread(chi[mask]) >= FLAT_PPM:
         return math.nan
-    found = []
+    correlations = []
     for axis in range(3):
         n = mask.shape[axis] - 1
         pairs = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
@@ -102,8 +102,8 @@ def neighbour_correlation(chi: Tensor, mask: Tensor) -> float:
             continue
         a, b = a - a.mean(), b - b.mean()
         power = float(a.norm() * b.norm())
-        found.append(float(a @ b) / power if power else math.nan)
-    return min(found, default=math.nan)
+        correlations.append(float(a @ b) / power if power else math.nan)
+    return min(correlations, default=math.nan)
 
 
 def base(mask: Tensor, affine: Any, height_mm: float = 30.0) -> Tensor:

@@ -96,12 +96,12 @@ CHECKS = (
           "the phase offset of the coils cannot be told from the field, nor noise from tissue",
           "a failure in the consensus (doi 10.1002/mrm.30006): offset and noise are unknown, so nothing tells whether "
           "the map is right"),
-    Check("last_echo_ms", "below", 11, "check", "The last echo time, as at 3 T, is", "{:.1f} ms",
+    Check("last_echo_ms", "below", 11, "check", "The last echo time (as at 3 T) is", "{:.1f} ms",
           "the phase of tissue is too small by then to be told from noise and from other effects",
           "the contrast of phase over noise grows as TE exp(-TE/T2*); at 11 ms it is half of what white matter "
           "(T2* 48 ms at 3 T) allows. TE x B0 / 3 T, for T2* falls as the field grows. "
           "The consensus asks for 24 ms and more"),
-    Check("first_echo_ms", "above", 10, "check", "The first echo time, as at 3 T, is", "{:.1f} ms",
+    Check("first_echo_ms", "above", 10, "check", "The first echo time (as at 3 T) is", "{:.1f} ms",
           "near air and in veins the signal is lost or the phase ambiguous before it is measured",
           "a failure in the consensus (doi 10.1002/mrm.30006). TE x B0 / 3 T, for phase grows with the field"),
     Check("longest_edge_mm", "above", 2.75, "check", "The longest edge of a voxel is", "{:.2f} mm",

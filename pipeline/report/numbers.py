@@ -88,7 +88,7 @@ PLAUSIBILITY = {
     "asymmetry": Meaning("Bright against dark extremes", says="Above 0: veins and iron are bright, as they should be."),
     "neighbour_correlation": Meaning("Likeness of neighbours", says="Correlation of voxels; 0 in noise."),
     "unexplained_share": Meaning(
-        "Field left unexplained", "%", 100, "lower", "Of the local field's power, each voxel weighted by its noise."
+        "Field left unexplained", "%", 100, says="Of the local field's power, each voxel weighted by its noise."
     ),
     "data_consistency": Meaning("Misfit to the local field", "σ", better="near 1", says="In units of the noise."),
     "streak_index": Meaning(
