@@ -22,21 +22,30 @@ from models.dipole import Dipole
 from pipeline.errors import ChironError
 from pipeline.quality import (
     CHECKS,
+    asymmetry,
+    base,
     beyond_share,
     calcification,
+    core,
+    cut_share,
+    dark_share,
     data_consistency,
     dnrmse,
     evaluate,
     hfen,
     judge,
+    limits,
     measure,
+    neighbour_correlation,
     nrmse,
     pearson,
     psnr,
     read_truth,
     rim_energy,
+    robust_spread,
     slope_deviation,
     streak_index,
+    unexplained_share,
     xsim,
 )
 from pipeline.quality.plausibility import components, snr, wraps_left
@@ -282,12 +291,80 @@ def test_snr_and_components() -> None:
     assert components(mask) == 2
 
 
+def test_the_unexplained_share_is_0_of_a_perfect_map_and_1_of_an_empty_one() -> None:
+    mask, chi = ball(), noise(0) * ball()
+    dipole = Dipole(SHAPE, (1.0, 1.2, 1.5), (0.2, -0.3, 1), dtype=torch.float64)
+    field, sd = dipole.forward(chi), torch.full(SHAPE, 0.002)
+    shares = [unexplained_share(scale * chi, field + 0.4, sd, mask, dipole) for scale in (1, 0.5, 0)]
+    assert shares == pytest.approx([0, 0.25, 1], abs=1e-6)
+    assert math.isnan(unexplained_share(chi, field, torch.zeros(SHAPE), mask, dipole))
+
+
+def test_the_robust_spread_is_blind_to_a_bright_rim() -> None:
+    mask = ball()
+    inner = core(mask, (1.0, 1.0, 1.0), rim_mm=3)
+    assert bool(ball(radius=4.5)[~inner].any()) is False and not bool((inner & ~ball(radius=6)).any())
+    flat = torch.where(inner, 1e-4 * noise(0), 0.5)
+    assert float(flat[mask].std()) > 0.2 and robust_spread(flat[inner]) < 1e-4
+    assert robust_spread(noise(0, (60, 60, 60))) == pytest.approx(0.05, rel=0.02)
+    assert torch.equal(core(ball(radius=2), (1.0, 1.0, 1.0)), ball(radius=2))  # all of a mask that is too thin
+
+
+def test_asymmetry_tells_the_sign_of_a_map() -> None:
+    values = noise(0, (40, 40, 40)).flatten()
+    assert asymmetry(values) == pytest.approx(0, abs=0.05)
+    values[:640] = 0.3
+    assert asymmetry(values) > 0.3 and asymmetry(-values) == pytest.approx(-asymmetry(values))
+    assert math.isnan(asymmetry(0.01 * values)) and math.isnan(asymmetry(values[:1000]))
+
+
+def test_neighbours_are_alike_in_tissue_and_not_in_noise() -> None:
+    grain = noise(0, (40, 40, 40))
+    tissue = torch.from_numpy(ndimage.gaussian_filter(grain.numpy(), 1.5)) * 5
+    everywhere = torch.ones(40, 40, 40, dtype=torch.bool)
+    assert neighbour_correlation(grain, everywhere) == pytest.approx(0, abs=0.03)
+    assert neighbour_correlation(tissue, everywhere) > 0.8
+    striped = tissue + 0.2 * torch.randn(1, 1, 40, generator=torch.Generator().manual_seed(1))
+    assert neighbour_correlation(striped, everywhere) < 0.3  # along the axis where it is least
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LPI", "SLA", "PIR"])
+def test_the_base_lies_towards_the_feet_in_any_orientation(codes: str) -> None:
+    mask, affine = ball(radius=9), np.diag([2.0, 2.0, 2.0, 1.0])
+    turn = axcodes2ornt(codes)
+    turned = torch.from_numpy(apply_orientation(mask.numpy().astype(np.uint8), turn).copy()).bool()
+    low = base(turned, affine @ inv_ornt_aff(turn, SHAPE), height_mm=10)
+    back = apply_orientation(low.numpy().astype(np.uint8), inverse(turn))
+    heights = np.argwhere(back)[:, 2]
+    assert heights.min() == int(mask.nonzero()[:, 2].min()) and 4 <= np.ptp(heights) <= 6
+
+
+def inverse(turn: Any) -> Any:
+    """The orientation that undoes `turn`."""
+    order = np.argsort(turn[:, 0])
+    return np.stack([order, turn[order, 1]], axis=1)
+
+
+def test_dark_voxels_and_a_cut_brain_are_counted() -> None:
+    region = torch.ones(10, 10, 10, dtype=torch.bool)
+    magnitude = torch.full((10, 10, 10), 100.0)
+    magnitude[:2] = 49
+    assert dark_share(magnitude, region) == pytest.approx(0.2)
+    whole = ball(radius=8)
+    assert cut_share(whole) == 0
+    lower = whole[:, :, 10:]
+    assert cut_share(lower) == pytest.approx(float(lower[:, :, 0].sum()) / float(lower.sum(dim=(0, 1)).max()))
+    assert math.isnan(cut_share(torch.zeros(SHAPE, dtype=torch.bool)))
+
+
 # --- the verdict -----------------------------------------------------------------------------------------------------
 
 SOUND = {
-    "finite_share": 1.0, "spread_ppm": 0.04, "volume_ml": 1400, "components": 1, "eroded_share": 0.1, "wraps_left": 0.0,
-    "fit_residual": 0.05, "snr": 40.0, "echoes": 5, "data_consistency": 1.0, "beyond_share": 0.0, "rim_energy": 1.2,
-    "streak_index": 1.0, "classical_correlation": 0.9,
+    "finite_share": 1.0, "core_spread_ppm": 0.025, "asymmetry": 0.2, "neighbour_correlation": 0.7, "volume_ml": 1400,
+    "components": 1, "eroded_share": 0.1, "wraps_left": 0.0, "excluded_share": 0.0, "field_noise_ppm": 0.001,
+    "echoes": 5, "first_echo_ms": 4.0, "last_echo_ms": 25.0, "longest_edge_mm": 1.0, "cut_share": 0.05,
+    "base_dark_share": 0.02, "base_beyond_share": 0.01, "unexplained_share": 0.2, "data_consistency": 1.0,
+    "beyond_share": 0.0, "rim_energy": 1.2, "streak_index": 0.8, "classical_correlation": 0.9,
 }  # fmt: skip
 
 
@@ -298,16 +375,18 @@ def test_a_sound_scan_is_usable() -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.number}-{check.side}-{check.limit}")
 def test_every_check_can_fail_and_says_why(check: Any) -> None:
-    beyond = check.limit * (0.9 if check.side == "below" else 1.1)
+    off = 0.1 * abs(check.limit) or 0.1
+    beyond = check.limit + (off if check.side == "above" else -off)
     found = judge({**SOUND, check.number: beyond})
     assert found["level"] == check.level
     assert len(found["reasons"]) == 1
     assert check.form.format(beyond) in found["reasons"][0] and check.form.format(check.limit) in found["reasons"][0]
-    assert judge({**SOUND, check.number: check.limit})["level"] != check.level
+    assert check.sentence(check.limit) not in judge({**SOUND, check.number: check.limit})["reasons"]
+    assert check.form.format(check.limit) in limits(check.number) and len(check.why) > 10
 
 
 def test_the_gravest_reason_comes_first() -> None:
-    found = judge({**SOUND, "snr": 2.0, "beyond_share": 0.5})
+    found = judge({**SOUND, "rim_energy": 2.0, "beyond_share": 0.5})
     assert found["level"] == "do not use"
     assert ["0.5 ppm" in reason for reason in found["reasons"]] == [True, False]
 
@@ -328,10 +407,13 @@ def stages(folder: Path, maps: dict[str, Tensor], grid: Grid) -> dict[str, Resul
     mask, final = ball(radius=9), ball(radius=8)
     field = Dipole(SHAPE, grid.voxel_size_mm, grid.b0_dir).forward((next(iter(maps.values())) * final).float())
     made = {
-        "convert": Made({"magnitude": (100 + noise(8, (3, *SHAPE), 2)).float()}, facts={"grid": grid.json()}),
+        "convert": Made(
+            {"magnitude": (100 + noise(8, (3, *SHAPE), 2)).float()},
+            facts={"grid": grid.json(), "echo_times_s": [0.004, 0.012, 0.020], "b0_tesla": 3.0},
+        ),
         "mask": Made({"mask": mask.to(torch.uint8)}),
         "unwrap": Made({"unwrapped_rad": noise(9, (3, *SHAPE), 0.1).float()}),
-        "field": Made({"sd_ppm": torch.full(SHAPE, 0.004), "residual": torch.full(SHAPE, 0.02)}),
+        "field": Made({"total_ppm": field, "sd_ppm": torch.full(SHAPE, 0.004), "residual": torch.full(SHAPE, 0.02)}),
         "background": Made(
             {"local_ppm": ((field + noise(10, scale=0.004)) * final).float(), "mask": final.to(torch.uint8)}
         ),
@@ -393,8 +475,12 @@ def test_measure_puts_the_numbers_together(tmp_path: Path) -> None:
     assert scan["volume_ml"] == pytest.approx(int(ball(radius=9).sum()) * 1.54 / 1000)
     assert scan["eroded_share"] == pytest.approx(1 - int(ball(radius=8).sum()) / int(ball(radius=9).sum()))
     assert (scan["echoes"], scan["components"], scan["wraps_left"]) == (3, 1, 0)
+    assert (scan["first_echo_ms"], scan["last_echo_ms"], scan["excluded_share"]) == (4, 20, 0)
+    assert scan["field_noise_ppm"] == pytest.approx(0.004) and scan["longest_edge_mm"] == pytest.approx(1.4)
     assert scan["fit_residual"] == pytest.approx(0.02) and scan["snr"] == pytest.approx(50, rel=0.1)
-    assert facts["verdict"]["level"] == "check" and "ml" in facts["verdict"]["reasons"][0]  # a mask of 5 ml
+    assert facts["verdict"]["level"] == "check"
+    assert any("5 ml (below 700 ml)" in reason for reason in facts["verdict"]["reasons"])
+    assert dip["asymmetry"] is None  # too few voxels for extremes
 
 
 def test_accuracy_is_that_in_the_true_brain_where_it_is_known(tmp_path: Path) -> None:

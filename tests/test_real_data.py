@@ -124,6 +124,16 @@ def test_deep_grey_matter_is_paramagnetic(brain: Reconstructed) -> None:
     assert 0.5 < len(left) / len(right) < 2
 
 
+def test_a_scan_of_two_short_echoes_is_not_usable(brain: Reconstructed) -> None:
+    """It is one for the correction of field maps: the acquisition cannot carry a map of susceptibility."""
+    verdict = stage(brain, "classic", "quality").facts["verdict"]
+    said = " ".join(verdict["reasons"])
+    assert verdict["level"] != "usable"
+    for text in ("echoes is 2 (below 3)", "4.6 ms (below 11.0 ms)", "3.00 mm (above 2.75 mm)"):
+        assert text in said
+    assert "in the lowest 30 mm of the map" in said  # the mask takes in soft tissue at the base of the skull
+
+
 def test_the_result_is_published_with_its_report(
     brain: Reconstructed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +141,7 @@ def test_the_result_is_published_with_its_report(
     before = {path: file_digest(path) for form in ("classic", "enhanced") for path in brain(form)[1].scan.files}
     job = brain("enhanced")[1]
     published = publish(job, tmp_path / "out")
-    assert published.state == "published" and published.verdict in ("usable", "check")
+    assert published.state == "published" and published.verdict == "check"
     page = published.report.read_text()
     assert published.label in page and page.rstrip().endswith("</html>") and "data:image" in page
     (entry,) = read_manifests(tmp_path / "out")

@@ -57,7 +57,7 @@ def _mapped(name: str) -> Callable[[Entry], Any]:
 
 NUMBERS = (
     Number("Time per scan (s)", "All steps together.", lambda entry: entry.seconds),
-    Number("Signal-to-noise ratio", "Of the first echo. Falling: look at the coil.", _acquired("snr"), "snr"),
+    Number("Signal-to-noise ratio", "Of the first echo. Falling: look at the coil.", _acquired("snr")),
     Number(
         "Misfit of the map",
         "In units of the noise: 1 is what noise alone leaves.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from models.dipole import Dipole
 from pipeline.errors import ChironError, Notice
 from pipeline.quality import accuracy, plausibility
 from pipeline.quality.verdict import judge
-from pipeline.volumes import Grid
+from pipeline.volumes import Grid, ppm_per_rad
 from pipeline.work import Made, Result
 
 Numbers = dict[str, float | None]
+WORST_RESIDUAL = 0.3  # relative, of an echo fit: the consensus' limit, doi 10.1002/mrm.30006
 
 # Labels of the 2019 challenge's head, which simulated heads here share: name -> codes.
 REGIONS: dict[str, tuple[int, ...]] = {
@@ -94,7 +96,7 @@ def measure(done: Mapping[str, Result], primary: str, classical: str, truth: Pat
     notices = []
     if published != primary:
         notices = [
-            Notice("M001", f"The map of {primary} holds nothing; that of {published} was published in its place.")
+            Notice("M001", f"The map of {primary} is empty or flat; that of {published} was published in its place.")
         ]
         verdict = {"level": "do not use", "reasons": [notices[0].text, *verdict["reasons"]]}
     facts = {
@@ -155,6 +157,7 @@ def _methods(
     maps = {
         name.removeprefix("invert-"): r.array("chi_ppm", mask.device) for name, r in done.items() if "invert-" in name
     }
+    core, low = plausibility.core(mask, grid.voxel_size_mm), plausibility.base(mask, grid.affine)
     methods = {}
     for name, chi in maps.items():
         inner, values = chi[box].float(), chi[mask].double()
@@ -162,10 +165,15 @@ def _methods(
             "finite_share": float(torch.isfinite(values).double().mean()),
             "mean_ppm": float(values.mean()),
             "spread_ppm": float((values - values.mean()).square().mean().sqrt()),
+            "core_spread_ppm": plausibility.robust_spread(chi[core]),
+            "asymmetry": plausibility.asymmetry(chi[core]),
+            "neighbour_correlation": plausibility.neighbour_correlation(chi, core),
+            "unexplained_share": plausibility.unexplained_share(inner, local, sd, mask[box], padded),
             "data_consistency": plausibility.data_consistency(inner, local, sd, mask[box], padded),
             "streak_index": plausibility.streak_index(inner, mask[box], bare),
             "rim_energy": plausibility.rim_energy(inner, mask[box]),
             "beyond_share": plausibility.beyond_share(inner, mask[box]),
+            "base_beyond_share": plausibility.beyond_share(chi, low, 0.1),
         }
         if (inversion := done[f"invert-{name}"]).has("uncertainty_ppm"):
             found["uncertainty_ppm"] = float(inversion.array("uncertainty_ppm", mask.device)[mask].median())
@@ -190,24 +198,53 @@ def _acquisition(done: Mapping[str, Result], grid: Grid, final: Tensor) -> Numbe
     mask = done["mask"].array("mask", final.device).bool()
     voxels = int(mask.sum())
     magnitude = done["convert"].array("magnitude", final.device)
+    residual = done["field"].array("residual", final.device)[mask]
+    inner = plausibility.core(final, grid.voxel_size_mm)
     found = {
-        "echoes": len(magnitude),
+        **_protocol(done["convert"].facts, grid),
         "volume_ml": voxels * math.prod(grid.voxel_size_mm) / 1000,
         "components": plausibility.components(mask),
+        "cut_share": plausibility.cut_share(mask),
+        "base_dark_share": plausibility.dark_share(magnitude[0], plausibility.base(mask, grid.affine)),
         "eroded_share": 1 - int((mask & final).sum()) / voxels if voxels else math.nan,
-        "wraps_left": plausibility.wraps_left(done["unwrap"].array("unwrapped_rad", final.device), mask),
-        "fit_residual": float(done["field"].array("residual", final.device)[mask].median()) if voxels else math.nan,
+        "wraps_left": plausibility.wraps_left(_fastest_turn(done, final.device), mask),
+        "fit_residual": float(residual.median()) if voxels else math.nan,
+        "excluded_share": float((residual > WORST_RESIDUAL).double().mean()) if voxels else math.nan,
+        "field_noise_ppm": float(done["field"].array("sd_ppm", final.device)[inner].median()),
         "snr": plausibility.snr(magnitude[0], mask),
     }
     return _plain(found)
 
 
+def _protocol(facts: Mapping[str, Any], grid: Grid) -> dict[str, float]:
+    """What the scanner was asked for; echo times as they would be at 3 T, for phase grows, and T2* falls, with B0."""
+    times, as_at_3t = facts["echo_times_s"], 1000 * float(facts["b0_tesla"]) / 3
+    return {
+        "echoes": len(times),
+        "first_echo_ms": times[0] * as_at_3t,
+        "last_echo_ms": times[-1] * as_at_3t,
+        "longest_edge_mm": max(grid.voxel_size_mm),
+    }
+
+
+def _fastest_turn(done: Mapping[str, Result], device: torch.device) -> Tensor:
+    """The phases (2, X, Y, Z) in which a wrong turn is a jump: the first echo's, and the field's from echo to echo.
+
+    Later echoes are steep near air, and neighbours there differ by more than half a turn with no turn being wrong.
+    """
+    facts = done["convert"].facts
+    times, b0 = [0.0, *facts["echo_times_s"]], float(facts["b0_tesla"])
+    shortest = min(after - before for before, after in pairwise(times))
+    turned = done["field"].array("total_ppm", device) / ppm_per_rad(shortest, b0)
+    return torch.stack([done["unwrap"].array("unwrapped_rad", device)[0], turned])
+
+
 def _published(methods: Mapping[str, Mapping[str, Any]], primary: str, classical: str) -> str:
-    """The primary method, or the classical one where the primary's map holds nothing and the classical one's does."""
+    """The primary method, or the classical one where the primary's map is empty or flat and that is not."""
 
     def sound(name: str) -> bool:
-        essential = {key: methods[name][key] for key in ("finite_share", "spread_ppm")}
-        return bool(judge(essential)["level"] == "usable")
+        essential = {key: methods[name][key] for key in ("finite_share", "core_spread_ppm")}
+        return bool(judge(essential)["level"] != "do not use")
 
     return classical if not sound(primary) and classical in methods and sound(classical) else primary
 

@@ -79,7 +79,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
         ),
         *_finer(settings),
         Stage("swi", 1, ("convert", "mask", "field", "background"), ("swi",), stages.swi, "weighting by chi"),
-        Stage("quality", 2, _before_quality(methods), ("method",), stages.quality, "measuring quality"),
+        Stage("quality", 3, _before_quality(methods), ("method",), stages.quality, "measuring quality"),
     )
 
 

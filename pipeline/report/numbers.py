@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.quality.verdict import limits
 from pipeline.report.found import Found, name_of, number
 
 Better = Literal["lower", "higher", "near 1", ""]
@@ -30,21 +31,34 @@ class Row:
     value: str
     unit: str
     says: str
+    limits: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Numbers of the methods side by side: `rows` of (meaning, values, index of the best)."""
+    """Numbers of the methods side by side: `rows` of (meaning, values, index of the best, limits of the verdict)."""
 
     title: str
     note: str
     methods: tuple[str, ...]
-    rows: tuple[tuple[Meaning, tuple[str, ...], int | None], ...]
+    rows: tuple[tuple[Meaning, tuple[str, ...], int | None, str], ...]
 
 
 SCAN = {
+    "echoes": Meaning("Echoes", says="Three or more can be checked against each other."),
+    "first_echo_ms": Meaning("First echo, as at 3 T", "ms", says="TE × B0 / 3 T."),
+    "last_echo_ms": Meaning("Last echo, as at 3 T", "ms", says="TE × B0 / 3 T. Phase contrast peaks near 30 to 60 ms."),
+    "longest_edge_mm": Meaning("Longest edge of a voxel", "mm", says="Small nuclei are some millimetres across."),
+    "field_noise_ppm": Meaning("Noise of the field inside", "ppm", says="Tissue makes fields of about 0.008 ppm."),
     "volume_ml": Meaning("Volume of the brain mask", "ml", says="A whole adult brain is about 1000 to 1700 ml."),
     "components": Meaning("Pieces of the brain mask", says="One is expected."),
+    "cut_share": Meaning("Brain cut by the volume's edge", "%", 100, says="Of its largest cross-section."),
+    "base_dark_share": Meaning(
+        "Dark voxels at the base of the mask",
+        "%",
+        100,
+        says="In its lowest 30 mm: bone and air are dark, brain is not.",
+    ),
     "eroded_share": Meaning("Rim lost", "%", 100, says="Share of the brain mask that the map does not cover."),
     "unreliable_share": Meaning("Left out by unwrapping", "%", 100, says="At the rim, where turns are not known."),
     "wraps_left": Meaning("Phase jumps left", "%", 100, says="Share of neighbours with a jump of more than π."),
@@ -67,13 +81,22 @@ SCAN = {
     "snr": Meaning("Signal-to-noise ratio", says="Median of the first echo in the mask over its noise."),
 }
 PLAUSIBILITY = {
+    "core_spread_ppm": Meaning(
+        "Contrast of χ inside the brain", "ppm", says="Half of the 16th to 84th percentile, 5 mm from the rim on."
+    ),
     "spread_ppm": Meaning("Standard deviation of χ", "ppm", says="About 0.03 to 0.06 ppm in a healthy brain."),
+    "asymmetry": Meaning("Bright against dark extremes", says="Above 0: veins and iron are bright, as they should be."),
+    "neighbour_correlation": Meaning("Likeness of neighbours", says="Correlation of voxels; 0 in noise."),
+    "unexplained_share": Meaning(
+        "Field left unexplained", "%", 100, says="Of the local field's power, each voxel weighted by its noise."
+    ),
     "data_consistency": Meaning("Misfit to the local field", "σ", better="near 1", says="In units of the noise."),
     "streak_index": Meaning(
         "Streak index", better="lower", says="Power of χ where the dipole is blind over that beside."
     ),
     "rim_energy": Meaning("Rim energy", better="lower", says="Spread of χ at the rim over that inside."),
     "beyond_share": Meaning("Beyond ±0.5 ppm", "%", 100, "lower", "Share of voxels; only calcium and blood are."),
+    "base_beyond_share": Meaning("Beyond ±0.1 ppm at the base", "%", 100, "lower", "In the lowest 30 mm of the map."),
     "unlearned_share": Meaning(
         "Beyond what was learned", "%", 100, says="Share of voxels with values that the network has never seen."
     ),
@@ -99,7 +122,7 @@ ACCURACY = {
     "psnr_range_ppm": Meaning("Range that PSNR refers to", "ppm"),
     "r": Meaning("Pearson r", better="higher"),
 }
-UNSAID = ("finite_share", "mean_ppm", "echoes")  # judged in the verdict, or shown elsewhere
+UNSAID = ("finite_share", "mean_ppm")  # judged in the verdict, or shown elsewhere
 
 
 def numbers(found: Found) -> list[Row]:
@@ -111,8 +134,8 @@ def numbers(found: Found) -> list[Row]:
         facts |= {name: value for name, value in said.items() if name in SCAN}
     facts |= found.facts("quality").get("acquisition") or {}
     order = [*(name for name in SCAN if name in facts), *(name for name in facts if name not in SCAN)]
-    rows = [(SCAN.get(name) or _unknown(name), facts[name]) for name in order if name not in UNSAID]
-    return [Row(m.name, _value(value, m), m.unit, m.says) for m, value in rows]
+    rows = [(name, SCAN.get(name) or _unknown(name)) for name in order if name not in UNSAID]
+    return [Row(m.name, _value(facts[name], m), m.unit, m.says, limits(name)) for name, m in rows]
 
 
 def comparisons(found: Found) -> list[Comparison]:
@@ -140,7 +163,8 @@ def _comparison(
     for name, meaning in meanings.items():
         values = [measured[m].get(name) for m in methods]
         if any(v is not None for v in values):
-            rows.append((meaning, tuple(_value(v, meaning) for v in values), _best(values, meaning.better)))
+            shown = tuple(_value(v, meaning) for v in values)
+            rows.append((meaning, shown, _best(values, meaning.better), limits(name)))
     return Comparison(title, note, tuple(name_of(m) for m in methods), tuple(rows))
 
 
