@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from flows import show
-from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Output, Subject
+from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Orientation, Output, Subject
 from pipeline.errors import CATALOGUE, ChironError
 
 WATCH_S = 2.0
 
 
-def inspect(input: Input, subject: Subject = None, json: Json = False) -> None:
+def inspect(input: Input, subject: Subject = None, orientation: Orientation = None, json: Json = False) -> None:
     """Say what `run` would do with an export, and why with the rest it would not.
 
     Reads headers only and computes nothing.
@@ -26,10 +26,12 @@ def inspect(input: Input, subject: Subject = None, json: Json = False) -> None:
     """
     from pipeline.find import find
     from pipeline.identity import load_key
+    from pipeline.settings import load
 
     if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
         raise ChironError("S003", "no readable folder", "the folder of an export")
-    found = find(input, load_key(), subject)
+    words = [f"acquisition.orientation={orientation}"] if orientation else []
+    found = find(input, load_key(), subject, acquisition=load(None, words).acquisition)
     if json:
         show.as_json(show.export_json(found))
     else:

@@ -53,6 +53,13 @@ Labels = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Own labels: a private table, a line a patient: PatientID, tab, label."),
 ]
+Orientation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODES",
+        help="Of NIfTI images that state none: where their voxel axes run, as LAS for left, front, head.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 
 

@@ -13,7 +13,9 @@ import nibabel as nib
 
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError, Notice
+from pipeline.find.field_strength import FieldHeader, field_strength
 from pipeline.find.listing import Entry
+from pipeline.find.orientation import orientation
 from pipeline.find.scan import Export, Ignored, Scan, SetAside, Volume, reason
 from pipeline.find.values import number, numbers, vendor_of
 from pipeline.identity import internal_id
@@ -103,24 +105,27 @@ def _scan(
         )
     )
     facts = used[0][2]
-    notices = (
-        (Notice("E007", "A single echo: phase offsets cannot be told from the field."),) if len(times) == 1 else ()
-    )
+    vendor = vendor_of(facts.get("Manufacturer"))
+    field = field_strength([FieldHeader.of_sidecar(image[2]) for image in used], vendor, given.b0_tesla)
+    b0_dir = numbers(facts.get("B0_dir"), 3)
+    placed = orientation([image[0].path for image in used], given.orientation, b0_dir)
+    single = Notice("E007", "A single echo: phase offsets cannot be told from the field.")
+    notices = (*((single,) if len(times) == 1 else ()), *field.notices, *placed.notices)
     return Scan(
         internal_id(key, *(f"{k}-{v}" for k, v in names.items())),
         subject or names["sub"],
         names.get("ses", ""),
         names.get("run", ""),
         source="bids",
-        vendor=vendor_of(facts.get("Manufacturer")),
+        vendor=vendor,
         series=(),
         echo_times_s=tuple(sorted(times.values())),
         parts=parts,
         files=tuple(files),
         notices=notices,
         volumes=volumes,
-        b0_tesla=_field_strength(facts, given),
-        b0_dir=numbers(facts.get("B0_dir"), 3),
+        **field.facts(),
+        b0_dir=b0_dir,
         shape=_shape(used[0][0].path),
         phase_unit=next((str(f.get("Units", "")) for _, e, f in used if e.get("part") == "phase"), ""),
     )
@@ -155,13 +160,6 @@ def _echo_times(used: list[_Image], echoes: list[int], given: Acquisition) -> di
     if len(set(times.values())) < len(times):
         raise ChironError("E005", f"{len(times)} echoes with {len(set(times.values()))} echo times", "no two equal")
     return times
-
-
-def _field_strength(facts: dict[str, Any], given: Acquisition) -> float:
-    strength = given.b0_tesla or number(facts.get("MagneticFieldStrength"))
-    if not strength or not 0.05 <= strength <= 20:
-        raise ChironError("E012", "a sidecar without a sensible MagneticFieldStrength", "0.05 to 20 tesla")
-    return strength
 
 
 def _shape(image: Path) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import pydicom
 from pydicom.dataset import Dataset
 
+from pipeline.find.field_strength import FieldHeader
 from pipeline.find.files import NO_FAULT, coded_reading, read_header
 from pipeline.find.parts import derived, other_kind, part_of
 from pipeline.find.values import Lookup, element, frame_lookup, integer, number, numbers, text, vendor_of, words
@@ -22,9 +23,10 @@ _KEYWORDS = """
     SeriesNumber AcquisitionNumber InstanceNumber TemporalPositionIdentifier AcquisitionDate AcquisitionTime
     AcquisitionDateTime StudyDate SeriesDescription ProtocolName Manufacturer ImageType ComplexImageComponent
     ScanningSequence SequenceName PulseSequenceName ScanOptions EchoPulseSequence EchoPlanarPulseSequence
-    InversionRecovery MagneticFieldStrength EchoTime EchoNumbers RepetitionTime FlipAngle Rows Columns SamplesPerPixel
-    NumberOfFrames BitsAllocated PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient
-    LossyImageCompression SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+    InversionRecovery MagneticFieldStrength ImagingFrequency TransmitterFrequency ImagedNucleus ResonantNucleus EchoTime
+    EchoNumbers RepetitionTime FlipAngle Rows Columns SamplesPerPixel NumberOfFrames BitsAllocated PixelSpacing
+    SliceThickness ImagePositionPatient ImageOrientationPatient LossyImageCompression SharedFunctionalGroupsSequence
+    PerFrameFunctionalGroupsSequence
 """
 _ORTHONORMAL = 2e-3
 _MOSAIC, _SEQUENCE_GE, _PART_GE = (0x0019, 0x100A), (0x0019, 0x109E), (0x0043, 0x102F)
@@ -59,7 +61,7 @@ class Image:
     coil: str = ""
     echo_time_ms: float | None = None
     echo_number: int | None = None
-    b0_tesla: float | None = None
+    field: FieldHeader = FieldHeader()
     rows: int = 0
     columns: int = 0
     orientation: tuple[float, ...] = ()
@@ -113,7 +115,7 @@ def _image(get: Lookup, ordinal: int, frame: int) -> Image:
         coil=text(get(_COIL_SIEMENS)),
         echo_time_ms=number(get("EchoTime") if effective is None else effective),
         echo_number=_echo_number(get("EchoNumbers")),
-        b0_tesla=number(get("MagneticFieldStrength")),
+        field=_field(get),
         rows=integer(get("Rows")),
         columns=integer(get("Columns")),
         orientation=numbers(get("ImageOrientationPatient"), 6),
@@ -125,6 +127,16 @@ def _image(get: Lookup, ordinal: int, frame: int) -> Image:
         timing=(number(get("RepetitionTime")), number(get("FlipAngle"))),
         bipolar=any("bipolar" in str(get(keyword)).lower() for keyword in _MAY_SAY_BIPOLAR),
         fault=_fault(get, "MOSAIC" in image_type or (vendor == "Siemens" and (number(get(_MOSAIC)) or 0) > 1)),
+    )
+
+
+def _field(get: Lookup) -> FieldHeader:
+    """Of a classic file, or of the frame's modifier in an enhanced one."""
+    frequencies, nuclei = get("ImagingFrequency"), get("ImagedNucleus")
+    return FieldHeader.of(
+        get("MagneticFieldStrength"),
+        get("TransmitterFrequency") if frequencies is None else frequencies,
+        get("ResonantNucleus") if nuclei is None else nuclei,
     )
 
 

@@ -81,7 +81,8 @@ def already_published(output: Path, job: Job) -> bool:
     for found in records_of(output, job.scan.label):
         same = all(found[name] == value for name, value in wanted.items())
         if same and found["software"]["chiron"] == pipeline.__version__:
-            return found["input_digest"] == job.scan.content_digest() and ledger.intact(output, found)
+            same = found["input_digest"] == job.scan.content_digest() and ledger.same_field(found, job.scan)
+            return same and ledger.intact(output, found)
     return False
 
 
