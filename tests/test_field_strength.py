@@ -192,6 +192,17 @@ def test_an_enhanced_file_may_have_several_transmitter_frequencies(tmp_path: Pat
     assert [aside.code for aside in search(tmp_path).set_aside] == ["E021"]
 
 
+def test_philips_repeats_the_frequency_in_its_private_header(tmp_path: Path) -> None:
+    """As an enhanced file has it whose public copy was removed."""
+
+    def change(dataset: Any) -> None:
+        del dataset.SharedFunctionalGroupsSequence[0].MRImagingModifierSequence
+
+    edit(write(tmp_path, "philips-enhanced", b0=3.01), change)
+    (scan,) = search(tmp_path).scans
+    assert scan.b0_tesla == pytest.approx(3.01, rel=1e-6) and scan.b0_source == "imaging frequency"
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize("form", ["classic", "enhanced"])
 def test_a_real_philips_scan_has_the_field_of_its_frequency(form: str, shared_data: Path) -> None:

@@ -169,6 +169,32 @@ def test_b0_of_a_sidecar_does_not_tell_the_side(tmp_path: Path) -> None:
     assert aside.code == "E022" and "degrees from the sidecar's B0_dir" in aside.text
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("name", ["image.nii", "image.nii.gz"])
+def test_headers_of_every_kind_are_read(kind: Any, order: str, name: str, tmp_path: Path) -> None:
+    header = kind.header_class(endianness=order)
+    for affine in (None, np.diag([-2.0, 2, 3, 1])):
+        image = kind(np.ones((4, 5, 6), np.float32), affine, header)
+        if affine is None:
+            image.header.set_zooms((2, 2, 3))
+        nib.save(image, tmp_path / name)
+        assert nib.load(tmp_path / name).header.endianness == order
+        if affine is None:
+            with pytest.raises(ChironError, match="E022"):
+                orientation([tmp_path / name])
+        codes = "PSR" if affine is None else ""
+        (placed,) = orientation([tmp_path / name], codes).affines.values()
+        assert "".join(nib.aff2axcodes(placed)) == (codes or "LAS")
+        assert np.linalg.norm(placed[:3, :3], axis=0).tolist() == [2, 2, 3]
+
+
+def test_a_file_that_is_no_nifti_is_left_to_its_conversion(tmp_path: Path) -> None:
+    for name, content in (("empty.nii", b""), ("text.nii.gz", b"no image"), ("short.nii", bytes(200))):
+        (tmp_path / name).write_bytes(content)
+        assert orientation([tmp_path / name]).affines == {}
+
+
 # Sizes
 
 

@@ -31,7 +31,8 @@ def inspect(input: Input, subject: Subject = None, orientation: Orientation = No
     if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
         raise ChironError("S003", "no readable folder", "the folder of an export")
     words = [f"acquisition.orientation={orientation}"] if orientation else []
-    found = find(input, load_key(), subject, acquisition=load(None, words).acquisition)
+    overrides = {"acquisition": load(None, words).acquisition} if orientation else {}
+    found = find(input, load_key(), subject, **overrides)
     if json:
         show.as_json(show.export_json(found))
     else:

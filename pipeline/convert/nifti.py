@@ -25,6 +25,8 @@ def convert_nifti(scan: Scan, acquisition: Acquisition) -> Stored:
     paths = {(v.part, v.echo): scan.files[v.files[0]] for v in scan.volumes}
     images = {key: _load(path) for key, path in paths.items()}
     placed = orientation(list(paths.values()), acquisition.orientation, scan.b0_dir)
+    if len(placed.affines) < len(images):
+        raise ChironError("F003", "a NIfTI file whose header cannot be read", "a whole file")
     shape, affine = next(iter(images.values())).shape, placed.affines[next(iter(paths.values()))]
     for key, path in paths.items():
         if images[key].shape != shape or not np.allclose(placed.affines[path], affine, atol=1e-3):

@@ -131,12 +131,15 @@ def _image(get: Lookup, ordinal: int, frame: int) -> Image:
 
 
 def _field(get: Lookup) -> FieldHeader:
-    """Of a classic file, or of the frame's modifier in an enhanced one."""
-    frequencies, nuclei = get("ImagingFrequency"), get("ImagedNucleus")
+    """Of a classic file, of the frame's modifier in an enhanced one, or of the classic header that Philips repeats."""
+
+    def first(*keywords: str) -> Any:
+        values = (get(keyword) for keyword in keywords)
+        return next((value for value in values if value is not None), _private_classic(get, keywords[0]))
+
+    nominal = first("MagneticFieldStrength")
     return FieldHeader.of(
-        get("MagneticFieldStrength"),
-        get("TransmitterFrequency") if frequencies is None else frequencies,
-        get("ResonantNucleus") if nuclei is None else nuclei,
+        nominal, first("ImagingFrequency", "TransmitterFrequency"), first("ImagedNucleus", "ResonantNucleus")
     )
 
 
@@ -168,10 +171,13 @@ def _private_part(get: Lookup) -> str:
 
 def _private_position(get: Lookup) -> tuple[float, ...]:
     """The position that Philips repeats in a private sequence."""
+    return numbers(_private_classic(get, "ImagePositionPatient"), 3)
+
+
+def _private_classic(get: Lookup, keyword: str) -> Any:
+    """An element of the classic header that Philips repeats in a private sequence of an enhanced file, or None."""
     private = get(_CLASSIC_PHILIPS)
-    if not isinstance(private, pydicom.Sequence) or not private:
-        return ()
-    return numbers(element(private[0], "ImagePositionPatient"), 3)
+    return element(private[0], keyword) if isinstance(private, pydicom.Sequence) and private else None
 
 
 def _seconds(get: Lookup) -> float | None:
