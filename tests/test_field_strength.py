@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -149,6 +151,12 @@ def test_b0_of_the_user_counts_and_another_one_is_noticed(user: float, noticed: 
     assert field.tesla == user and field.source == "user"
     assert bool(field.notices) == noticed
     assert all(notice.code == "E020" and "123.25 MHz" in notice.text for notice in field.notices)
+
+
+def test_reading_headers_loads_no_tensors() -> None:
+    """Each of the processes that read the headers of a large export would hold them."""
+    code = "import sys, pipeline.find.reading; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 
 # Exports

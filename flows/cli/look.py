@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows import show
 from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Orientation, Output, Subject
 from pipeline.errors import CATALOGUE, ChironError
+
+if TYPE_CHECKING:
+    from pipeline.find import Export
 
 WATCH_S = 2.0
 
@@ -24,21 +29,27 @@ def inspect(input: Input, subject: Subject = None, orientation: Orientation = No
 
     Example: chiron inspect /data/export
     """
-    from pipeline.find import find
     from pipeline.identity import load_key
-    from pipeline.settings import load
 
     if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
         raise ChironError("S003", "no readable folder", "the folder of an export")
-    words = [f"acquisition.orientation={orientation}"] if orientation else []
-    overrides = {"acquisition": load(None, words).acquisition} if orientation else {}
-    found = find(input, load_key(), subject, **overrides)
+    found = _search(orientation)(input, load_key(), subject)
     if json:
         show.as_json(show.export_json(found))
     else:
         show.export(found, show.console())
     bad = bool(found.set_aside)
     raise typer.Exit((INCOMPLETE if bad else 0) if found.scans else (ALL_FAILED if bad else NOTHING_DONE))
+
+
+def _search(orientation: str | None) -> Callable[..., Export]:
+    """`find`, which believes the orientation where one is given."""
+    from pipeline.find import find
+    from pipeline.settings import load
+
+    if not orientation:
+        return find
+    return partial(find, acquisition=load(None, [f"acquisition.orientation={orientation}"]).acquisition)
 
 
 def doctor(

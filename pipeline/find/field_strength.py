@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from models.constants import GAMMA_MHZ_PER_T
 from pipeline.errors import ChironError, Notice
 from pipeline.find.values import number
-from pipeline.volumes import GAMMA_MHZ_PER_T
 
 TESLA = (0.05, 20.0)  # what a scanner can have
 # Known magnets deviate from their nominal strength by at most 3.6 %: Siemens 3 T (2.893 to 2.895 T), 1.5 T (1.494 T)
