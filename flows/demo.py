@@ -14,12 +14,13 @@ from torch import Tensor
 from models.gre import simulate_scan
 from pipeline.errors import ChironError
 from pipeline.report.pictures import CHI
-from pipeline.scanner import VENDORS, write_export
+from pipeline.scanner import VENDORS, magnet_tesla, write_export
 from pipeline.volumes import Grid
 from pipeline.work import disk_error
 
 FIELD_OF_VIEW_MM = (192.0, 228.0, 192.0)  # of a whole head
 ECHO_TIMES_S = (0.004, 0.010, 0.016, 0.022, 0.028)
+NOMINAL_TESLA = 3.0
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 1.0, 6.0
 
 
@@ -75,7 +76,8 @@ def simulate(folder: Path, vendor: str, voxel_size_mm: float, seed: int) -> Simu
 def _write(made: Simulated, vendor: str, voxel_size_mm: float, seed: int) -> None:
     shape = [2 * round(length / voxel_size_mm / 2) for length in FIELD_OF_VIEW_MM]
     size = (voxel_size_mm,) * 3
-    scan = simulate_scan(shape, size, echo_times_s=ECHO_TIMES_S, oversample=2, seed=seed)
+    b0 = magnet_tesla(vendor, NOMINAL_TESLA)  # type: ignore[arg-type]
+    scan = simulate_scan(shape, size, echo_times_s=ECHO_TIMES_S, b0_tesla=b0, oversample=2, seed=seed)
     grid = Grid.simple(shape, size)
     write_export(scan.signal, grid, ECHO_TIMES_S, scan.b0_tesla, made.export, vendor=vendor, seed=seed)  # type: ignore[arg-type]
     _save(scan.head.chi_ppm, grid, made.truth, (CHI.low, CHI.high))

@@ -92,15 +92,16 @@ def what_stands(output: Path, planned: Planned, asked: Settings) -> str:
     """A sentence where the result that a scan keeps is not what was asked for, with the command that makes it anew."""
     record = planned.standing.record
     again = f"chiron reprocess {shlex.quote(str(output))} {record['label']}"
-    if planned.standing.state == "changed":
-        return f"The input has changed since this result was made. To use the new input: {again}"
     decided = planned.decided.settings if planned.decided else {}
-    changes = {name: value for name, value in differs(record, asked).items() if name not in decided}
+    changes = {name: value for name, value in differs(record, asked).items() if decided.get(name) != value}
+    if planned.standing.state == "changed" and not any(name.startswith("acquisition.") for name in changes):
+        return f"The input has changed since this result was made. To use the new input: {again}"
     if not changes:
         return ""
     names = [f"{name}={_word(name, value)}" for name, value in changes.items()]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    made = f"This result was made by {', '.join(record['methods'])} on {record['finished'][:10]}, and stays."
+    decision = ", as was decided for this scan" if decided else ""
+    made = f"This result was made by {', '.join(record['methods'])} on {record['finished'][:10]}{decision}, and stays."
     other = f"Settings that differ: {', '.join(names[:SHOWN])}{more}."
     return f"{made} {other} To make it anew: {again} {_options(changes)}"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.background import remove_background
@@ -26,6 +28,7 @@ from pipeline.coils import ImageOfCoils, combine
 from pipeline.device import pick_device
 from pipeline.errors import ChironError
 from pipeline.field import total_field
+from pipeline.find.orientation import read_header, stated_affine
 from pipeline.invert import FROM_MAGNITUDE, FROM_TOTAL, chosen_methods, invert
 from pipeline.mask import make_mask
 from pipeline.noise import noise_level
@@ -109,9 +112,28 @@ class Artefacts:
         return _load(self.folder, next((name for name in names if self.has(name)), "mask"))
 
     @cached_property
+    def oriented(self) -> bool:
+        """Whether the image states how its voxels lie; files without it need B0_dir in the parameters."""
+        header = read_header(Path(self.image.get_filename()))
+        with suppress(ChironError):  # a size that cannot be: the parameters state the right one
+            return header is None or stated_affine(header) is not None
+        return True
+
+    @cached_property
+    def affine(self) -> NDArray[np.float64]:
+        """The image's affine; a plain one where it has no orientation, as B0_dir is in voxel axes. E022 without it."""
+        if self.oriented:
+            return np.array(self.image.affine, dtype=float)
+        if "B0_dir" not in self.params:
+            todo = "Add B0_dir, in voxel axes, to params.json."
+            raise ChironError("E022", "images without orientation, and params.json without B0_dir", "one of them", todo)
+        sizes = self._triple("voxel_size", [float(size) for size in self.image.header.get_zooms()[:3]])
+        return np.asarray(Grid.simple(self.image.shape[:3], sizes).affine, dtype=float)
+
+    @cached_property
     def grid(self) -> Grid:
         """Shape and axes of the image, with voxel size and B0 direction of the parameters where they are given."""
-        affine = np.array(self.image.affine, dtype=float)
+        affine = self.affine.copy()
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         affine[:3, :3] *= np.asarray(self._triple("voxel_size", sizes.tolist())) / sizes
         grid = Grid.from_affine(self.image.shape, affine)
@@ -289,8 +311,10 @@ def _json(file: Path) -> dict[str, Any]:
 def _write(path: Path, volume: Tensor, found: Artefacts) -> None:
     """Aside, then renamed: a full disk leaves nothing at the final name."""
     kind = np.uint8 if volume.dtype == torch.bool else np.float32
-    affine = finer_affine(found.image.affine, found.grid.shape, volume.shape)
-    image = nib.Nifti1Image(volume.cpu().numpy().astype(kind), affine)
+    affine = finer_affine(found.affine, found.grid.shape, volume.shape)
+    image = nib.Nifti1Image(volume.cpu().numpy().astype(kind), affine if found.oriented else None)
+    if not found.oriented:
+        image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0).astype(np.float32))
     aside = path.with_name(f".{path.name}")
     aside.write_bytes(_gzipped(image))
     aside.replace(path)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Triple = Sequence[float]
+from models.constants import GAMMA_MHZ_PER_T as GAMMA_MHZ_PER_T
 
-GAMMA_MHZ_PER_T = 42.577478  # proton gyromagnetic ratio / 2 pi
+Triple = Sequence[float]
 
 
 def fft_size(n: int) -> int:

@@ -67,11 +67,25 @@ CATALOGUE: dict[str, Fault] = {
     "E009": Fault("conflicting positions of a slice", "warn", "Nothing: the public tag is used."),
     "E010": Fault("a mosaic image", "set aside", "QSM needs a 3D gradient-echo scan, not a mosaic."),
     "E011": Fault("matrices that differ between magnitude, phase or echoes", "set aside", "Export one reconstruction."),
-    "E012": Fault("a field strength that is missing or senseless", "set aside", "Give the true one with --b0."),
+    "E012": Fault(
+        "a field strength that is missing or implausible", "set aside", "Give the true one in tesla with --b0."
+    ),
     "E013": Fault("a bipolar readout", "warn", "Nothing where it was corrected; monopolar scans are better."),
     "E014": Fault(
         "converter and headers disagree", "set aside", "Send the headers, not the images, to the developers."
     ),
+    "E020": Fault(
+        "an imaging frequency that is missing or unlike the field strength",
+        "warn",
+        "Nothing where the stated B0 is right; else give it with --b0.",
+    ),
+    "E021": Fault("images of another nucleus than hydrogen", "set aside", "QSM needs images of hydrogen (1H)."),
+    "E022": Fault(
+        "NIfTI images without orientation, or with another than --orientation",
+        "set aside",
+        "Convert the scan again with its orientation, or give it with --orientation, for example --orientation LAS.",
+    ),
+    "E023": Fault("a voxel size that cannot be", "set aside", "Convert the scan again, with voxel sizes in mm."),
     "P001": Fault("no phase of each echo", "set aside", "Export phase (or real and imaginary) images of every echo."),
     "P002": Fault("a phase range that can be read in two ways", "set aside", "State the range with --phase-range."),
     "P003": Fault(

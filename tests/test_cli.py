@@ -193,6 +193,7 @@ def test_an_interrupt_ends_with_130(
         (["--set", "keep_work=true"], {"keep_work": True}),
         (["--echo-times", "4,8.5,12"], {"acquisition.echo_times_s": [0.004, 0.0085, 0.012]}),
         (["--b0", "7"], {"acquisition.b0_tesla": 7.0}),
+        (["--orientation", "LAS"], {"acquisition.orientation": "LAS"}),
         (["--phase-range", "+-4096"], {"phase.range": "+-4096"}),
         (["--phase-range", "0-4095"], {"phase.range": "0-4095"}),
         (["--phase-sign", "-"], {"phase.sign": "-"}),

@@ -282,11 +282,14 @@ def test_bids_facts_are_inherited_and_count(tmp_path: Path) -> None:
     """Field strength from a sidecar at the root; its change is a change of the input."""
     bids(tmp_path, "sub-01", strength=None)
     assert [a.code for a in search(tmp_path).set_aside] == ["E012"]
-    (tmp_path / "part-mag_MEGRE.json").write_text(json.dumps({"MagneticFieldStrength": 3}))
+    for part in ("mag", "phase"):
+        (tmp_path / f"part-{part}_MEGRE.json").write_text(json.dumps({"MagneticFieldStrength": 3}))
     (tmp_path / "MEGRE.json").write_text(json.dumps({"MagneticFieldStrength": 7}))
     first = search(tmp_path).scans[0]
     assert first.b0_tesla == 3
     (tmp_path / "part-mag_MEGRE.json").unlink()
+    assert [a.code for a in search(tmp_path).set_aside] == ["E012"]
+    (tmp_path / "part-phase_MEGRE.json").unlink()
     second = search(tmp_path).scans[0]
     assert second.b0_tesla == 7 and second.content_digest() != first.content_digest()
 

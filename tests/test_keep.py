@@ -59,6 +59,15 @@ def test_other_settings_leave_a_result_and_say_how_to_make_it_anew(dataset: Path
     assert run_through(output, dataset / "in")["sub-01"].text == ""
 
 
+def test_what_is_said_of_the_acquisition_now_is_a_setting_that_differs(dataset: Path) -> None:
+    """Not a changed input, though echo times are part of what is known of it."""
+    override = Override.now({"acquisition.echo_times_s": [0.005, 0.011, 0.02]})
+    outcome = run_through(dataset / "out", dataset / "in", override.apply(SETTINGS), override=override)["sub-01"]
+    assert outcome.state == "already published" and "acquisition.echo_times_s=[0.005" in outcome.text
+    (job,) = select(dataset / "out", "01", force=True)
+    assert job.override is not None and not job.settings.acquisition.echo_times_s
+
+
 def test_the_command_that_is_named_makes_what_was_asked_for(dataset: Path) -> None:
     """Its words, given to the command line, choose this scan with these settings."""
     import shlex
@@ -90,7 +99,8 @@ def test_a_reprocessed_scan_stays_as_a_person_wanted_it(dataset: Path) -> None:
     record = record_of(output)
     assert record["methods"][0] == "rts" and record["override"]["settings"] == {"method": "rts"}
     assert record["override"]["reason"] == "streaks" and record["override"]["by"] and record["override"]["at"]
-    assert run_through(output, dataset / "in")["sub-01"].text == ""
+    text = run_through(output, dataset / "in")["sub-01"].text
+    assert "as was decided for this scan, and stays" in text and text.endswith("sub-01 --method tkd")
     assert record_of(output) == record
     (dataset / "in/sub-01/anat/sub-01_echo-1_part-mag_MEGRE.json").write_text("{}")
     bids(dataset / "in", "sub-01")

@@ -29,7 +29,7 @@ from pydicom.uid import (
 
 from pipeline.errors import ChironError
 from pipeline.scanner import VENDORS, Patient, write_export
-from pipeline.volumes import Grid
+from pipeline.volumes import GAMMA_MHZ_PER_T, Grid
 
 TIMES = (0.0041, 0.0085, 0.0127)
 SHAPE = (9, 11, 7)
@@ -89,7 +89,8 @@ def check(found: dict[str, tuple[Any, dict[str, Any]]], signal: np.ndarray[Any, 
     for e, time in enumerate(TIMES):
         values, sidecars = zip(*(found[f"e{e + 1}{suffix}"] for suffix in SUFFIXES[vendor]), strict=True)
         assert [s["EchoTime"] for s in sidecars] == pytest.approx([time, time])
-        assert sidecars[0]["MagneticFieldStrength"] == pytest.approx(2.89)
+        assert sidecars[0]["MagneticFieldStrength"] == 3  # the strength that a magnet of 2.89 T is sold as
+        assert sidecars[0]["ImagingFrequency"] == pytest.approx(2.89 * GAMMA_MHZ_PER_T, rel=1e-6)
         first, second = (on_grid(v, grid) for v in values)
         if vendor == "ge":
             chopper = np.where(np.arange(grid.shape[2]) % 2, -1, 1)

@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows import show
-from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Output, Subject
+from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Orientation, Output, Subject
 from pipeline.errors import CATALOGUE, ChironError
+
+if TYPE_CHECKING:
+    from pipeline.find import Export
 
 WATCH_S = 2.0
 
 
-def inspect(input: Input, subject: Subject = None, json: Json = False) -> None:
+def inspect(input: Input, subject: Subject = None, orientation: Orientation = None, json: Json = False) -> None:
     """Say what `run` would do with an export, and why with the rest it would not.
 
     Reads headers only and computes nothing.
 
     Example: chiron inspect /data/export
     """
-    from pipeline.find import find
     from pipeline.identity import load_key
 
     if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
         raise ChironError("S003", "no readable folder", "the folder of an export")
-    found = find(input, load_key(), subject)
+    found = _search(orientation)(input, load_key(), subject)
     if json:
         show.as_json(show.export_json(found))
     else:
         show.export(found, show.console())
     bad = bool(found.set_aside)
     raise typer.Exit((INCOMPLETE if bad else 0) if found.scans else (ALL_FAILED if bad else NOTHING_DONE))
+
+
+def _search(orientation: str | None) -> Callable[..., Export]:
+    """`find`, which believes the orientation where one is given."""
+    from pipeline.find import find
+    from pipeline.settings import load
+
+    if not orientation:
+        return find
+    return partial(find, acquisition=load(None, [f"acquisition.orientation={orientation}"]).acquisition)
 
 
 def doctor(

@@ -62,6 +62,13 @@ DatasetLabel = Annotated[
         metavar="LABEL", help="Put this in front of the subjects' labels of a BIDS dataset: sub-01 becomes sub-LABEL01."
     ),
 ]
+Orientation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODES",
+        help="Of NIfTI images that state none: where their voxel axes run, as LAS for left, front, head.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
 
 

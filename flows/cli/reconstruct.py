@@ -20,6 +20,7 @@ from flows.cli.options import (
     Labels,
     MaxSeconds,
     Method,
+    Orientation,
     Output,
     Set,
     Subject,
@@ -44,7 +45,8 @@ def run(
     echo_times: Annotated[
         str | None, typer.Option(metavar="MS,MS,...", help="True echo times in milliseconds: 4,8,12.")
     ] = None,
-    b0: Annotated[float | None, typer.Option(help="True field strength in tesla.")] = None,
+    b0: Annotated[float | None, typer.Option(help="True field strength in tesla, to four digits: 2.8948.")] = None,
+    orientation: Orientation = None,
     phase_range: Annotated[
         str | None, typer.Option(help="Unit of the stored phase: radians, degrees, milliradians, 0-4095, +-4096.")
     ] = None,
@@ -77,7 +79,7 @@ def run(
     from pipeline.identity import load_labels
     from pipeline.publish.key import key_of
 
-    words = [*(set or []), *_acquisition_words(echo_times, b0, phase_range, phase_sign, mask)]
+    words = [*(set or []), *_acquisition_words(echo_times, b0, orientation, phase_range, phase_sign, mask)]
     decided = override_from(words)
     words += time_budget(max_seconds)
     beside = [name for given in also or [] for name in given.split(",")] or None
@@ -140,12 +142,18 @@ def demo(
 
 
 def _acquisition_words(
-    echo_times: str | None, b0: float | None, phase_range: str | None, phase_sign: str | None, mask: Path | None
+    echo_times: str | None,
+    b0: float | None,
+    orientation: str | None,
+    phase_range: str | None,
+    phase_sign: str | None,
+    mask: Path | None,
 ) -> list[str]:
     """The options that say what to believe instead of the headers, as settings."""
     given = {
         "acquisition.echo_times_s": _seconds(echo_times) if echo_times else None,
         "acquisition.b0_tesla": b0,
+        "acquisition.orientation": orientation,
         "phase.range": phase_range,
         "phase.sign": phase_sign,
         "mask.file": str(mask.absolute()) if mask else None,

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from pipeline.acquisition import Acquisition
+from pipeline.convert.b0 import B0
 from pipeline.convert.dcm2niix import Converted, run
 from pipeline.convert.stored import Stored, StoredPhase, given_times, overrides
 from pipeline.errors import ChironError
@@ -61,7 +62,7 @@ def _stored(scan: Scan, acquisition: Acquisition, arrays: dict[tuple[str, int], 
             raise ChironError("E014", "converted volumes of different shape or place", "one grid")
     grid = Grid.from_affine(values.shape, affine)
     times = given_times(scan.echo_times_s, acquisition)
-    b0 = acquisition.b0_tesla or scan.b0_tesla
+    b0 = B0.of(scan, acquisition)
     first, second = (
         torch.from_numpy(np.stack([arrays[part, e].converted.values for e in range(len(times))])) for part in scan.parts
     )
@@ -70,13 +71,13 @@ def _stored(scan: Scan, acquisition: Acquisition, arrays: dict[tuple[str, int], 
         first=first,
         second=second,
         echo_times_s=times,
-        b0_tesla=b0,
+        b0_tesla=b0.tesla,
         grid=grid,
         vendor=scan.vendor,
         facts=_facts(reader, grid, times, b0),
         stored_phase=_stored_phase(reader),
         slice_axis=first_found.slice_axis,
-        decisions=overrides(acquisition),
+        decisions=(*overrides(acquisition), b0.decision()),
     )
 
 
@@ -218,7 +219,7 @@ def _range(slope: float, intercept: float, bits: int, signed: int) -> tuple[floa
     return round(low * slope + intercept, 3), round(high * slope + intercept, 3)
 
 
-def _facts(reader: _Reader, grid: Grid, times: tuple[float, ...], b0: float) -> dict[str, Any]:
+def _facts(reader: _Reader, grid: Grid, times: tuple[float, ...], b0: B0) -> dict[str, Any]:
     """What a report says of the acquisition; nothing that is not named here leaves the headers."""
     get = reader.lookup(reader.scan.volumes[0], 0)
     words = {
@@ -237,7 +238,7 @@ def _facts(reader: _Reader, grid: Grid, times: tuple[float, ...], b0: float) -> 
     return {
         **{name: _plain(value) for name, value in words.items() if value},
         **{name: value for name, value in values.items() if value is not None and math.isfinite(value)},
-        "field_strength_tesla": b0,
+        **b0.header(),
         "echo_times_ms": [round(1000 * t, 4) for t in times],
         "matrix": list(grid.shape),
         "voxel_size_mm": [round(v, 4) for v in grid.voxel_size_mm],

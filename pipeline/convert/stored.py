@@ -47,8 +47,6 @@ def overrides(acquisition: Acquisition) -> tuple[Decision, ...]:
     if acquisition.echo_times_s:
         times = ", ".join(f"{1000 * t:g}" for t in acquisition.echo_times_s)
         found.append(Decision("echo times", f"{times} ms", "they were given", "--echo-times"))
-    if acquisition.b0_tesla:
-        found.append(Decision("field strength", f"{acquisition.b0_tesla:g} T", "it was given", "--b0"))
     return tuple(found)
 
 

@@ -13,7 +13,9 @@ import nibabel as nib
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError, Notice
 from pipeline.find.dataset import PARTS, Image, Namer, Origin, ScanImages, home, without_copies
+from pipeline.find.field_strength import FieldHeader, field_strength
 from pipeline.find.listing import Entry
+from pipeline.find.orientation import orientation
 from pipeline.find.scan import AcquisitionOf, Export, Ignored, Scan, SetAside, Volume, reason
 from pipeline.find.values import number, numbers, vendor_of
 
@@ -96,21 +98,24 @@ def _scan(origin: Origin, images: ScanImages, files: list[Path], names: Namer, a
     order = {echo: place for place, echo in enumerate(sorted(times, key=lambda e: times[e]))}
     volumes = (Volume(image.part, order[image.echo], (files.index(image.path),), (0,)) for image in used)
     facts = used[0].facts
+    vendor, b0_dir = vendor_of(facts.get("Manufacturer")), numbers(facts.get("B0_dir"), 3)
+    field = field_strength([FieldHeader.of_sidecar(image.facts) for image in used], vendor, override.b0_tesla)
+    placed = orientation([image.path for image in used], override.orientation, b0_dir)
     return Scan(
         names.scan_id(origin),
         names.subject(origin),
         entities.get("ses", ""),
         entities.get("run", ""),
         source="bids",
-        vendor=vendor_of(facts.get("Manufacturer")),
+        vendor=vendor,
         series=(),
         echo_times_s=tuple(sorted(times.values())),
         parts=parts,
         files=tuple(files),
-        notices=_notices(images, times),
+        notices=(*_notices(images, times), *field.notices, *placed.notices),
         volumes=tuple(sorted(volumes, key=lambda v: (parts.index(v.part), v.echo))),
-        b0_tesla=_field_strength(facts, override),
-        b0_dir=numbers(facts.get("B0_dir"), 3),
+        **field.facts(),
+        b0_dir=b0_dir,
         shape=_shape(used[0].path),
         phase_unit=next((str(image.facts.get("Units", "")) for image in used if image.part == "phase"), ""),
         entities=tuple(pair for pair in origin.entities if pair[0] not in ("sub", "ses", "run")),
@@ -155,13 +160,6 @@ def _echo_times(used: list[Image], echoes: list[int], given: Acquisition) -> dic
     if len(set(times.values())) < len(times):
         raise ChironError("E005", f"{len(times)} echoes with {len(set(times.values()))} echo times", "no two equal")
     return times
-
-
-def _field_strength(facts: dict[str, Any], given: Acquisition) -> float:
-    strength = given.b0_tesla or number(facts.get("MagneticFieldStrength"))
-    if not strength or not 0.05 <= strength <= 20:
-        raise ChironError("E012", "a sidecar without a sensible MagneticFieldStrength", "0.05 to 20 tesla")
-    return strength
 
 
 def _shape(image: Path) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError, Notice
+from pipeline.find.field_strength import FieldStrength, field_strength
 from pipeline.find.group import grouped
 from pipeline.find.headers import Image
 from pipeline.find.parts import FIELD_MAP
@@ -18,7 +19,6 @@ from pipeline.find.parts import FIELD_MAP
 _EVEN = 0.02  # slice distances may differ by this share
 _POSITION_MM = 0.01
 _ECHO_TIMES_MS = (0.2, 500.0)  # what a gradient echo can have
-_TESLA = (0.05, 20.0)
 
 EchoKey = tuple[float | None, int | None]
 
@@ -29,7 +29,7 @@ class Checked:
 
     volumes: dict[str, list[list[Image]]]
     echo_times_s: tuple[float, ...]
-    b0_tesla: float
+    field: FieldStrength
     notices: tuple[Notice, ...]
     spare: tuple[Image, ...]  # parts that are not needed
 
@@ -45,9 +45,9 @@ def check(images: list[Image], acquisition: Acquisition) -> Checked:
     _check_geometry(used)
     volumes, times = _echoes(used, parts, acquisition)
     _check_slices(volumes)
-    b0 = _field_strength(used, acquisition)
+    field = field_strength([image.field for image in used], used[0].vendor, acquisition.b0_tesla)
     spare = tuple(image for image in images if image.part not in parts)
-    return Checked(volumes, times, b0, tuple(_notices(used, times)), spare)
+    return Checked(volumes, times, field, (*_notices(used, times), *field.notices), spare)
 
 
 def _parts(images: list[Image]) -> tuple[str, str]:
@@ -196,18 +196,6 @@ def _check_spacing(distances: NDArray[np.float64], thickness: float | None) -> N
         )
     if thickness and usual > 1.05 * thickness:
         raise ChironError("E003", f"slices of {thickness:g} mm every {usual:.3g} mm", "no gap between slices")
-
-
-def _field_strength(images: list[Image], acquisition: Acquisition) -> float:
-    if acquisition.b0_tesla:
-        return acquisition.b0_tesla
-    found = {image.b0_tesla for image in images}
-    strength = next(iter(found))
-    if len(found) > 1 or strength is None:
-        raise ChironError("E012", "no field strength, or several", "one, in tesla")
-    if not _TESLA[0] <= strength <= _TESLA[1]:
-        raise ChironError("E012", f"a field strength of {strength:g}", f"{_TESLA[0]} to {_TESLA[1]:g} tesla")
-    return strength
 
 
 def _notices(images: list[Image], times: tuple[float, ...]) -> list[Notice]:

@@ -230,7 +230,7 @@ def _scan(images: list[Image], checked: Checked, labels: tuple[str, str, str], k
         files=tuple(ledger.paths[ordinal] for ordinal in used),
         notices=_notices(images, checked, ledger),
         volumes=volumes,
-        b0_tesla=checked.b0_tesla,
+        **checked.field.facts(),
         shape=(first.columns, first.rows, len(volumes[0].files)),
         owner=owner(key, first.patient),
         identity=tuple(sorted({internal_id(key, "series", repr(repeat)) for repeat in {_repeat(i) for i in images}})),

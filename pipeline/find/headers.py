@@ -11,6 +11,7 @@ from typing import Any
 import pydicom
 from pydicom.dataset import Dataset
 
+from pipeline.find.field_strength import FieldHeader
 from pipeline.find.files import NO_FAULT, coded_reading, read_header
 from pipeline.find.parts import derived, other_kind, part_of
 from pipeline.find.values import Lookup, element, frame_lookup, integer, number, numbers, text, vendor_of, words
@@ -22,9 +23,10 @@ _KEYWORDS = """
     SeriesNumber AcquisitionNumber InstanceNumber TemporalPositionIdentifier AcquisitionDate AcquisitionTime
     AcquisitionDateTime StudyDate SeriesDescription ProtocolName Manufacturer ImageType ComplexImageComponent
     ScanningSequence SequenceName PulseSequenceName ScanOptions EchoPulseSequence EchoPlanarPulseSequence
-    InversionRecovery MagneticFieldStrength EchoTime EchoNumbers RepetitionTime FlipAngle Rows Columns SamplesPerPixel
-    NumberOfFrames BitsAllocated PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient
-    LossyImageCompression SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+    InversionRecovery MagneticFieldStrength ImagingFrequency TransmitterFrequency ImagedNucleus ResonantNucleus EchoTime
+    EchoNumbers RepetitionTime FlipAngle Rows Columns SamplesPerPixel NumberOfFrames BitsAllocated PixelSpacing
+    SliceThickness ImagePositionPatient ImageOrientationPatient LossyImageCompression SharedFunctionalGroupsSequence
+    PerFrameFunctionalGroupsSequence
 """
 _ORTHONORMAL = 2e-3
 _MOSAIC, _SEQUENCE_GE, _PART_GE = (0x0019, 0x100A), (0x0019, 0x109E), (0x0043, 0x102F)
@@ -59,7 +61,7 @@ class Image:
     coil: str = ""
     echo_time_ms: float | None = None
     echo_number: int | None = None
-    b0_tesla: float | None = None
+    field: FieldHeader = FieldHeader()
     rows: int = 0
     columns: int = 0
     orientation: tuple[float, ...] = ()
@@ -113,7 +115,7 @@ def _image(get: Lookup, ordinal: int, frame: int) -> Image:
         coil=text(get(_COIL_SIEMENS)),
         echo_time_ms=number(get("EchoTime") if effective is None else effective),
         echo_number=_echo_number(get("EchoNumbers")),
-        b0_tesla=number(get("MagneticFieldStrength")),
+        field=_field(get),
         rows=integer(get("Rows")),
         columns=integer(get("Columns")),
         orientation=numbers(get("ImageOrientationPatient"), 6),
@@ -125,6 +127,19 @@ def _image(get: Lookup, ordinal: int, frame: int) -> Image:
         timing=(number(get("RepetitionTime")), number(get("FlipAngle"))),
         bipolar=any("bipolar" in str(get(keyword)).lower() for keyword in _MAY_SAY_BIPOLAR),
         fault=_fault(get, "MOSAIC" in image_type or (vendor == "Siemens" and (number(get(_MOSAIC)) or 0) > 1)),
+    )
+
+
+def _field(get: Lookup) -> FieldHeader:
+    """Of a classic file, of the frame's modifier in an enhanced one, or of the classic header that Philips repeats."""
+
+    def first(*keywords: str) -> Any:
+        values = (get(keyword) for keyword in keywords)
+        return next((value for value in values if value is not None), _private_classic(get, keywords[0]))
+
+    nominal = first("MagneticFieldStrength")
+    return FieldHeader.of(
+        nominal, first("ImagingFrequency", "TransmitterFrequency"), first("ImagedNucleus", "ResonantNucleus")
     )
 
 
@@ -156,10 +171,13 @@ def _private_part(get: Lookup) -> str:
 
 def _private_position(get: Lookup) -> tuple[float, ...]:
     """The position that Philips repeats in a private sequence."""
+    return numbers(_private_classic(get, "ImagePositionPatient"), 3)
+
+
+def _private_classic(get: Lookup, keyword: str) -> Any:
+    """An element of the classic header that Philips repeats in a private sequence of an enhanced file, or None."""
     private = get(_CLASSIC_PHILIPS)
-    if not isinstance(private, pydicom.Sequence) or not private:
-        return ()
-    return numbers(element(private[0], "ImagePositionPatient"), 3)
+    return element(private[0], keyword) if isinstance(private, pydicom.Sequence) and private else None
 
 
 def _seconds(get: Lookup) -> float | None:

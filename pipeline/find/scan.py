@@ -45,7 +45,10 @@ class Scan:
     files: tuple[Path, ...]
     notices: tuple[Notice, ...] = ()
     volumes: tuple[Volume, ...] = ()
-    b0_tesla: float = 0.0
+    b0_tesla: float = 0.0  # to compute with
+    b0_source: str = ""  # what that rests on; empty in a job that an earlier version saved
+    b0_nominal_tesla: float = 0.0  # as the headers name it; 0 where they do not
+    imaging_frequency_mhz: float = 0.0  # as the headers have it; 0 where they have none that is usable
     b0_dir: tuple[float, ...] = ()  # in voxel axes, where a BIDS sidecar gives it; else the scanner's z axis
     phase_unit: str = ""  # where a BIDS sidecar gives it
     shape: tuple[int, ...] = ()  # voxels of one volume, as the headers tell them
@@ -73,11 +76,16 @@ class Scan:
 
     @cached_property
     def _digest(self) -> str:
-        facts = (self.echo_times_s, self.b0_tesla, self.b0_dir, self.phase_unit) if self.source == "bids" else ()
+        facts = (self.echo_times_s, self._stated_tesla, self.b0_dir, self.phase_unit) if self.source == "bids" else ()
         whole = hashlib.sha256(json.dumps(facts).encode())
         for digest in sorted(map(_file_digest, self.files)):
             whole.update(digest)
         return whole.hexdigest()
+
+    @property
+    def _stated_tesla(self) -> float:
+        """The field as the input states it: what is computed from it is no part of the input's identity."""
+        return self.b0_tesla if self.b0_source in ("", "user") else self.b0_nominal_tesla
 
     def json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the scan back."""

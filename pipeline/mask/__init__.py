@@ -18,6 +18,7 @@ from models.params import param
 from pipeline import romeo
 from pipeline.errors import ChironError, Notice
 from pipeline.filters import erode
+from pipeline.find.orientation import affine_of, read_header, stated_affine
 from pipeline.mask.brain import tissue
 from pipeline.mask.network import deepbet
 from pipeline.mask.shapes import largest, pieces
@@ -67,16 +68,17 @@ METHODS: dict[str, Callable[[Echoes, Tensor, Mask], Tensor]] = {
 SMALLEST, LARGEST = 0.005, 0.95  # shares of the volume between which a mask is believed
 
 
-def make_mask(echoes: Echoes, params: Mask = Mask()) -> Masked:
+def make_mask(echoes: Echoes, params: Mask = Mask(), orientation: str = "") -> Masked:
     """The brain of a head scan by one of `METHODS`, or the voxels of an own mask.
 
-    Raises P005 where there is no signal, P007 where the mask is empty, tiny or everything, X002 where an own mask does
-    not fit, X003 where a tool is asked for that is not installed.
+    `orientation` holds the axis codes of a mask's file that states none. Raises P005 where there is no signal, P007
+    where the mask is empty, tiny or everything, X002 where an own mask does not fit, X003 where a tool is asked for
+    that is not installed.
     """
     quality = phase_quality(echoes)
     if not float(echoes.magnitude.max()) > 0:
         raise ChironError("P005", "a magnitude that is zero everywhere", "an image")
-    mask = _own_or_found(echoes, quality, params).to(quality.device)
+    mask = _own_or_found(echoes, quality, params, orientation).to(quality.device)
     share = float(mask.float().mean())
     if not SMALLEST < share < LARGEST:
         raise ChironError("P007", f"a mask of {100 * share:.1f} % of the volume", "between 0.5 % and 95 %")
@@ -95,10 +97,20 @@ def phase_quality(echoes: Echoes) -> Tensor:
     return torch.from_numpy(romeo.quality(phase[0], magnitude[0], *witness)).to(echoes.magnitude.device)
 
 
-def read_mask(file: Path, grid: Grid) -> Tensor:
-    """An own mask (bool), brought to the scan's axis order; X002 where it does not lie on the scan's grid."""
+def read_mask(file: Path, grid: Grid, orientation: str = "") -> Tensor:
+    """An own mask (bool), brought to the scan's axis order; X002 where it does not lie on the scan's grid.
+
+    Of a file that states no orientation the axes run as `orientation` has it, and its place is that of the scan.
+    """
+    header = read_header(file)
+    stated = stated_affine(header) if header is not None else None
+    if header is not None and stated is None and not orientation:
+        what = "a mask without orientation (qform_code and sform_code are 0, or their matrix spans no space)"
+        raise ChironError("X002", what, "a mask with the scan's orientation", "Give it with --orientation.")
     try:
         image = nib.load(file)
+        if header is not None:
+            image = nib.Nifti1Image(image.dataobj, affine_of(header, orientation) if stated is None else stated)
         image = nib.as_closest_canonical(image)
         target = nib.io_orientation(np.asarray(grid.affine))
         turn = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], target)
@@ -106,16 +118,17 @@ def read_mask(file: Path, grid: Grid) -> Tensor:
         values = np.asanyarray(image.dataobj)
     except (OSError, ValueError, ImageFileError) as error:
         raise ChironError("X002", f"a mask that cannot be read ({type(error).__name__})", "a NIfTI file") from None
-    if values.shape != grid.shape or not np.allclose(image.affine, np.asarray(grid.affine), atol=0.1):
+    same_place = (header is not None and stated is None) or np.allclose(image.affine, grid.affine, atol=0.1)
+    if values.shape != grid.shape or not same_place:
         raise ChironError(
             "X002", f"a mask of shape {values.shape} or place unlike the scan's", f"{grid.shape}, same affine"
         )
     return torch.from_numpy(np.nan_to_num(values) > 0.5)
 
 
-def _own_or_found(echoes: Echoes, quality: Tensor, params: Mask) -> Tensor:
+def _own_or_found(echoes: Echoes, quality: Tensor, params: Mask, orientation: str) -> Tensor:
     if params.file:
-        return read_mask(Path(params.file), echoes.grid)
+        return read_mask(Path(params.file), echoes.grid, orientation)
     mask = METHODS[params.method](echoes, quality, params)
     return largest(erode(mask, echoes.grid.voxel_size_mm, params.erode_mm)) if params.erode_mm else mask
 

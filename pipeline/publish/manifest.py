@@ -53,6 +53,7 @@ def record(
         "state": "failed" if failure else "published",
         "input_digest": input_digest(scan, stages),
         "input_files": len(scan.files),
+        "b0_tesla": stages["convert"].facts.get("b0_tesla") if "convert" in stages else None,
         "settings": plain_settings(settings),
         "override": _override(override, plain_settings(settings)) if override else None,
         "methods": list(methods),
@@ -100,6 +101,8 @@ def input_digest(scan: Scan, stages: Mapping[str, Result]) -> str | None:
 def plain_settings(settings: Settings) -> dict[str, Any]:
     """The settings that a result depends on, as JSON; a mask's file by its hash, for its path may name a patient."""
     plain: dict[str, Any] = settings.model_dump(mode="json", exclude={"keep_work"})
+    if not settings.acquisition.orientation:  # records of versions that do not know it are of the same settings
+        del plain["acquisition"]["orientation"]
     if settings.mask.file:
         try:
             plain["mask"]["file"] = f"sha256:{file_digest(Path(settings.mask.file))}"
@@ -114,6 +117,14 @@ def _override(override: Override, settings: Record) -> Record:
     if "mask.file" in plain["settings"]:
         plain["settings"] = {**plain["settings"], "mask.file": settings["mask"]["file"]}
     return plain
+
+
+def same_field(published: Record, scan: Scan) -> bool:
+    """Whether a record was computed with the B0 that the scan has now.
+
+    A record without it, of an earlier version, stands: no input has changed because B0 is computed in another way.
+    """
+    return not scan.b0_source or published.get("b0_tesla") in (None, scan.b0_tesla)
 
 
 def files_entry(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:

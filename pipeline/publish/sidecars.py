@@ -36,6 +36,7 @@ ALLOWED = frozenset(
         "B0Direction",
         "EchoTimes",
         "MagneticFieldStrength",
+        "ImagingFrequency",
         "GeneratedBy",
         "IntendedUse",
     }
@@ -45,14 +46,16 @@ ALLOWED = frozenset(
 def sidecar(convert: Mapping[str, Any], **own: Any) -> bytes:
     """The sidecar of one image: what all images of the scan share (from `convert`'s facts), and its `own` entries.
 
-    `B0Direction` is in voxel axes, `EchoTimes` in seconds, `MagneticFieldStrength` in tesla. Raises KeyError for an
-    entry that is not on the allow-list.
+    `B0Direction` is in voxel axes, `EchoTimes` in seconds, `MagneticFieldStrength` is the nominal one in tesla,
+    `ImagingFrequency` that of the B0 that was computed with, in MHz. Raises KeyError for an entry that is not on the
+    allow-list.
     """
     entries = {
         **own,
         "B0Direction": convert["grid"]["b0_dir"],
         "EchoTimes": convert["echo_times_s"],
-        "MagneticFieldStrength": convert["b0_tesla"],
+        "MagneticFieldStrength": convert.get("b0_nominal_tesla") or convert["b0_tesla"],
+        "ImagingFrequency": hz_per_ppm(convert["b0_tesla"]),
         "GeneratedBy": [{"Name": "Chiron", "Version": pipeline.__version__}],
         "IntendedUse": RESEARCH_USE,
     }
@@ -67,7 +70,7 @@ def bids_uris(folder: str, names: Iterable[str]) -> list[str]:
 
 
 def hz_per_ppm(b0_tesla: float) -> float:
-    """Hz that one ppm of the field is at `b0_tesla`."""
+    """Hz that one ppm of the field is at `b0_tesla`, which is the frequency of protons there in MHz."""
     return round(GAMMA_MHZ_PER_T * b0_tesla, 6)
 
 

@@ -14,11 +14,11 @@ import pipeline
 from pipeline.errors import ChironError
 from pipeline.invert import chosen_methods
 from pipeline.ledger import Record, records_of
-from pipeline.override import Override, difference
+from pipeline.override import Override, difference, flat
 from pipeline.publish.dataset import private
-from pipeline.publish.manifest import intact, plain_settings
+from pipeline.publish.manifest import intact, plain_settings, same_field
 from pipeline.recipe import Job
-from pipeline.settings import Settings, parse
+from pipeline.settings import Settings, load, parse
 
 State = Literal["absent", "damaged", "grown", "changed", "same"]
 NOT_OF_THE_RESULT = ("device", "keep_work")
@@ -64,7 +64,8 @@ def already_published(output: Path, job: Job) -> bool:
     same = record["settings"] == plain_settings(job.settings) and record["methods"] == list(
         chosen_methods(job.settings)
     )
-    return same and record["input_digest"] == job.scan.content_digest() and intact(output, record)
+    same = same and record["input_digest"] == job.scan.content_digest() and same_field(record, job.scan)
+    return same and intact(output, record)
 
 
 def published_record(output: Path, label: str) -> Record | None:
@@ -73,7 +74,8 @@ def published_record(output: Path, label: str) -> Record | None:
 
 def differs(record: Record, settings: Settings) -> dict[str, Any]:
     """The settings, by name, by which a result made now would be another than the one of the record."""
-    changes = difference(record["settings"], plain_settings(settings))
+    before = {**flat(load().model_dump(mode="json")), **flat(record["settings"])}  # an older version had fewer settings
+    changes = difference(before, plain_settings(settings))
     same_methods = record["methods"] == list(chosen_methods(settings))
     dropped = (*NOT_OF_THE_RESULT, *(("method", "also") if same_methods else ()))
     return {name: value for name, value in changes.items() if name not in dropped}

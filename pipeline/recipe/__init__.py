@@ -51,7 +51,7 @@ def recipe(settings: Settings) -> tuple[Stage, ...]:
     """The stages of a scan, in order."""
     methods = chosen_methods(settings)
     return (
-        Stage("convert", 1, (), ("acquisition", "phase"), stages.convert, "reading the images"),
+        Stage("convert", 2, (), ("acquisition", "phase"), stages.convert, "reading the images"),
         Stage("mask", 3, ("convert",), ("mask",), stages.mask, "finding the brain"),
         Stage("unwrap", 3, ("convert", "mask"), ("unwrap",), stages.unwrap, "unwrapping the phase"),
         Stage("field", 3, ("convert", "unwrap"), ("fit",), stages.field, "fitting the field", on_card=True),
@@ -155,6 +155,7 @@ def _key(stage: Stage, job: Job, done: Mapping[str, Result]) -> str:
     key["inputs"] = {name: result.digest for name, result in done.items()}
     if not stage.after:
         key["files"] = _expected_digest(job)
+        key["b0_tesla"] = job.scan.b0_tesla
     if stage.name == "mask" and job.settings.mask.file:
         key["mask"] = _mask_digest(Path(job.settings.mask.file))
     method = "diffusion" if stage.name == "upsample" else stage.name.removeprefix("invert-")

@@ -13,6 +13,7 @@ from pipeline import convert as reading
 from pipeline import invert as inversion
 from pipeline import unwrap as unwrapping
 from pipeline.background import remove_background
+from pipeline.convert.b0 import B0, with_field_strength
 from pipeline.errors import ChironError, Decision, Notice
 from pipeline.field import total_field
 from pipeline.invert import FROM_MAGNITUDE, FROM_TOTAL, chosen_methods, classical_default
@@ -29,15 +30,17 @@ from pipeline.work import Made
 
 
 def convert(inputs: Inputs) -> Made:
-    """-> magnitude, phase_rad (E, X, Y, Z); facts: grid, echo_times_s, b0_tesla, vendor, acquisition."""
-    stored = reading.convert(inputs.job.scan, inputs.settings.acquisition, inputs.job.folder / "dcm2niix")
+    """-> magnitude, phase_rad (E, X, Y, Z); facts: grid, echo_times_s, b0_tesla and its source, vendor, acquisition."""
+    acquisition = inputs.settings.acquisition
+    scan = with_field_strength(inputs.job.scan, acquisition)
+    stored = reading.convert(scan, acquisition, inputs.job.folder / "dcm2niix")
     echoes, decisions, notices = to_radians(stored, inputs.settings.phase)
     facts = {
         "grid": echoes.grid.json(),
         "voxel_size_mm": echoes.grid.voxel_size_mm,
         "obliquity_deg": echoes.grid.obliquity_deg,
         "echo_times_s": list(echoes.echo_times_s),
-        "b0_tesla": echoes.b0_tesla,
+        **B0.of(scan, acquisition).facts(),
         "vendor": stored.vendor,
         "acquisition": stored.facts,
         "content_digest": inputs.job.scan.content_digest(),
@@ -47,13 +50,13 @@ def convert(inputs: Inputs) -> Made:
         arrays,
         facts=facts,
         decisions=[*stored.decisions, *decisions],
-        notices=[*inputs.job.scan.notices, *stored.notices, *notices],
+        notices=[*scan.notices, *stored.notices, *notices],
     )
 
 
 def mask(inputs: Inputs) -> Made:
     """-> mask, reliable (uint8), quality (0 to 1); facts: voxels, volume_ml, components, reliable_share."""
-    found = make_mask(inputs.echoes(), inputs.settings.mask)
+    found = make_mask(inputs.echoes(), inputs.settings.mask, inputs.settings.acquisition.orientation)
     masks = {"mask": found.mask, "reliable": found.reliable}
     arrays = {**{name: mask.to(torch.uint8) for name, mask in masks.items()}, "quality": found.quality}
     return Made(arrays, facts=found.facts, notices=found.notices)

@@ -42,7 +42,8 @@ def _acquisition(found: Found) -> Iterator[Item]:
         return
     said = facts.get("acquisition") or {}
     yield _dimensions(said)
-    yield from _echo_times([float(t) for t in facts.get("echo_times_s", ())], float(facts.get("b0_tesla") or 0))
+    tesla = facts.get("b0_nominal_tesla") or facts.get("b0_tesla") or 0
+    yield from _echo_times([float(t) for t in facts.get("echo_times_s", ())], float(tesla))
     yield Item("Magnitude and phase", "at every echo", "at every echo", "ok")
     if found.grid:
         yield from _voxels(found.grid.voxel_size_mm)

@@ -76,7 +76,9 @@ def _summary(found: Found) -> list[tuple[str, str]]:
     if b0 := facts.get("b0_tesla"):
         said = facts.get("acquisition") or {}
         scanner = " ".join(str(said[key]) for key in ("manufacturer", "model") if said.get(key)) or facts.get("vendor")
-        rows.append(("Scanner", f"{scanner}, {b0:.3g} T"))
+        rows.append(("Scanner", f"{scanner}, {facts.get('b0_nominal_tesla') or b0:.3g} T"))
+        if source := facts.get("b0_source"):
+            rows.append(("B0", f"{b0:.4f} T ({source})"))
     if times := facts.get("echo_times_s"):
         rows.append(("Echoes", f"{len(times)}, {milliseconds(times[0])} to {milliseconds(times[-1])} ms"))
     if found.grid:

@@ -87,7 +87,8 @@ def methods_text(used: Mapping[str, Mapping[str, Any]], version: str) -> str:
     sentences = [f"Susceptibility maps were reconstructed with Chiron {version}."]
     if times := convert.get("echo_times_s"):
         span = f"{len(times)} echoes from {times[0] * 1e3:.3g} to {times[-1] * 1e3:.3g} ms"
-        sentences.append(f"The gradient-echo scan at {convert.get('b0_tesla', 0):.2g} T had {span}.")
+        tesla = convert.get("b0_nominal_tesla") or convert.get("b0_tesla", 0)
+        sentences.append(f"The gradient-echo scan at {tesla:.2g} T had {span}.")
     if way := [text for step, text in _PREPARED.items() if step in steps]:
         text = "; ".join(way)
         sentences.append(f"{text[0].upper()}{text[1:]}.")

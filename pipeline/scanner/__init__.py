@@ -4,7 +4,7 @@
 that vendor stores phase, names its images and orders them.
 """
 
-from pipeline.scanner.export import VENDORS, write_export
+from pipeline.scanner.export import VENDORS, magnet_tesla, write_export
 from pipeline.scanner.images import Patient
 
-__all__ = ["VENDORS", "Patient", "write_export"]
+__all__ = ["VENDORS", "Patient", "magnet_tesla", "write_export"]

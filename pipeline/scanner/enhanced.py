@@ -139,9 +139,10 @@ def _frame(image: Dataset, positions: list[float], exam: Exam) -> Dataset:
 
 
 def _classic(image: Dataset) -> Dataset:
-    keywords = (
-        "ImageType EchoTime EchoNumbers InstanceNumber ImagePositionPatient PixelSpacing RescaleSlope RescaleIntercept"
-    )
+    keywords = """
+        ImageType EchoTime EchoNumbers InstanceNumber ImagePositionPatient PixelSpacing RescaleSlope RescaleIntercept
+        ImagingFrequency ImagedNucleus
+    """
     classic = item(**{keyword: image[keyword].value for keyword in keywords.split()})
     classic.update({e.tag: e for e in image if e.tag.is_private})
     return classic

@@ -24,6 +24,7 @@ Vendor = Literal["siemens", "philips", "philips-enhanced", "ge"]
 SliceOrder = Literal["ascending", "descending", "interleaved"]
 VENDORS: dict[Vendor, ModuleType] = {"siemens": siemens, "philips": philips, "philips-enhanced": philips, "ge": ge}
 Edit = Callable[[Dataset], None]
+_NOMINAL_TESLA = (0.35, 0.55, 1.0, 1.5, 3.0, 5.0, 7.0, 9.4)
 
 
 def write_export(
@@ -46,6 +47,7 @@ def write_export(
 ) -> list[Path]:
     """Write `signal` (E, X, Y, Z), complex, as `vendor` would; returns the files in the order of their instances.
 
+    `b0_tesla` is the field of the magnet: headers have its frequency, and the nominal strength that is nearest to it.
     The phase of `signal` grows with time where the field is higher. Its slices lie along the grid's third axis,
     wherever that points, and get instance numbers in `slice_order`; `shuffle` deals the numbers out at random instead.
     Identifiers come from `seed` and patient: the same arguments give the same bytes. `edit` may change each dataset
@@ -64,6 +66,18 @@ def write_export(
         datasets = [enhanced.join(datasets, exam)]
     folder.mkdir(parents=True, exist_ok=True)
     return [_write(dataset, folder, UID(transfer_syntax), edit) for dataset in datasets]
+
+
+def magnet_tesla(vendor: Vendor, nominal_tesla: float) -> float:
+    """The field of a vendor's magnet of a nominal strength, by the frequency that it works at."""
+    frequency: float | None = VENDORS[vendor].FREQUENCY_MHZ.get(nominal_tesla)
+    return frequency / GAMMA_MHZ_PER_T if frequency else nominal_tesla
+
+
+def nominal_tesla(b0_tesla: float) -> float:
+    """The strength that a magnet is sold as; an odd one by its own."""
+    nearest = min(_NOMINAL_TESLA, key=lambda strength: abs(strength - b0_tesla))
+    return nearest if abs(b0_tesla / nearest - 1) < 0.05 else b0_tesla
 
 
 def _check(signal: NDArray[np.complex64], grid: Grid, echo_times_s: Sequence[float]) -> None:
@@ -138,7 +152,7 @@ def _image(
         "NumberOfAverages": "1",
         "ImagingFrequency": decimal(GAMMA_MHZ_PER_T * exam.b0_tesla),
         "ImagedNucleus": "1H",
-        "MagneticFieldStrength": decimal(exam.b0_tesla),
+        "MagneticFieldStrength": decimal(nominal_tesla(exam.b0_tesla)),
         "PixelBandwidth": "400",
         "FlipAngle": "15",
         "DeviceSerialNumber": "10001",

@@ -19,6 +19,7 @@ HEADER = {
     "HighBit": 15,
     "PixelRepresentation": 1,
 }
+FREQUENCY_MHZ = {1.5: 63.86, 3.0: 127.73, 7.0: 298.0}  # at which magnets of a nominal strength in tesla work
 _KINDS = {"real": 2, "imaginary": 3}
 
 

@@ -19,6 +19,7 @@ HEADER = {
     "HighBit": 11,
     "PixelRepresentation": 0,
 }
+FREQUENCY_MHZ = {1.5: 63.87, 3.0: 127.76, 7.0: 298.04}  # at which magnets of a nominal strength in tesla work
 RAD_PER_STEP = 2 * np.pi / 4095  # stored 0..4095 is -pi..pi; the rescale rounds pi to 3142 milliradians
 _ORIENTATIONS = ("SAGITTAL", "CORONAL", "TRANSVERSAL")
 

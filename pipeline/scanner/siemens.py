@@ -19,6 +19,7 @@ HEADER = {
     "HighBit": 11,
     "PixelRepresentation": 0,
 }
+FREQUENCY_MHZ = {1.5: 63.68, 3.0: 123.25, 7.0: 297.2}  # at which magnets of a nominal strength in tesla work
 
 
 def stacks(signal: NDArray[np.complex64], slices: Slices, exam: Exam) -> list[Stack]:

@@ -221,7 +221,7 @@ def test_53_matrices_differ_between_magnitude_and_phase(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [None, "30000", "0", "-3"])
 def test_54_a_senseless_field_strength_until_it_is_given(value: str | None, tmp_path: Path) -> None:
     paths = beside(tmp_path)
-    edit(paths, put(MagneticFieldStrength=value))
+    edit(paths, put(MagneticFieldStrength=value, **({} if value else {"ImagingFrequency": None})))
     only_good(tmp_path, "E012", "--b0", files=len(paths))
     given = Acquisition(b0_tesla=3)
     (scan,) = [s for s in search(tmp_path, acquisition=given).scans if s.subject != GOOD]

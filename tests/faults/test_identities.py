@@ -265,7 +265,7 @@ def test_36_a_normalised_copy_of_the_magnitude_is_ignored(tmp_path: Path) -> Non
     assert set(scan.files) == set(paths) and {ignored.code for ignored in found.ignored} == {"G007"}
 
 
-def test_80_another_persons_label_is_never_taken(tmp_path: Path) -> None:
+def test_84_another_persons_label_is_never_taken(tmp_path: Path) -> None:
     """A subject of another dataset, and a patient who is given a label that is another's."""
     output = tmp_path / "out"
     bids(tmp_path / "a", "sub-01")
@@ -279,7 +279,7 @@ def test_80_another_persons_label_is_never_taken(tmp_path: Path) -> None:
     assert states(run_through(output, tmp_path / "b", dataset_label="b")) == {"sub-b01": "published"}
 
 
-def test_81_another_key_is_refused(tmp_path: Path) -> None:
+def test_85_another_key_is_refused(tmp_path: Path) -> None:
     prepare(tmp_path / "out")
     record_key(tmp_path / "out", KEY)
     record_key(tmp_path / "out", KEY)
