@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
 from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import Export, Scan, SetAside, find
+from pipeline.find.listing import check_readable
 from pipeline.find.scan import reason
 from pipeline.invert import check_weights
 from pipeline.ledger import NEXT, records_of
@@ -139,8 +139,7 @@ def look(
     labels: Mapping[str, str] | None = None,
 ) -> Export:
     """All that lies in `source`, once it is sure that it can be worked on here."""
-    if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
-        raise ChironError("S003", "no readable folder", "the folder of an export")
+    check_readable(source)
     pick_device(settings.device)
     check_weights(settings)
     prepare(batch.output)

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ChironError, Decision, Notice
+from pipeline.disk import disk_error as disk_error  # others take it from here
+from pipeline.errors import Decision, Notice
 
 
 @dataclass
@@ -142,9 +143,3 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def disk_error(error: OSError) -> ChironError:
-    """The coded error of a failed write, without its path."""
-    code = "S001" if error.errno in (28, 122) else "S002"  # ENOSPC, EDQUOT
-    return ChironError(code, f"writing failed ({os.strerror(error.errno or 5)})", "an output folder with room")

@@ -52,9 +52,10 @@ app.command(epilog=EXIT_CODES)(worker)
 app.command(epilog=EXIT_CODES)(inspect)
 app.command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
 app.command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)
-app.command(epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable data, 15 settings, 16 no such device.")(
-    step
-)
+app.command(
+    epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable data, 13 no such folder, "
+    "14 output or disk space, 15 settings, 16 no such device."
+)(step)
 app.command(epilog="Exit codes: 0 done, 2 unreadable files, 10 files that do not fit together.")(evaluate)
 app.command(epilog="Exit codes: 0 done, 2 wrong usage, 14 a page that cannot be written, 16 no such device.")(bench)
 app.command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flows import show
-from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Output, Subject
+from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Results, Subject
 from pipeline.errors import CATALOGUE, ChironError
 
 WATCH_S = 2.0
@@ -20,20 +20,23 @@ WATCH_S = 2.0
 def inspect(input: Input, subject: Subject = None, json: Json = False) -> None:
     """Say what `run` would do with an export, and why with the rest it would not.
 
-    Reads headers only and computes nothing.
+    Reads headers only, computes nothing and writes nothing. Where there is no key of the pseudonyms yet, the labels are
+    provisional: the first run makes the key, and with it other labels.
 
     Example: chiron inspect /data/export
     """
     from pipeline.find import find
-    from pipeline.identity import load_key
+    from pipeline.find.listing import check_readable
+    from pipeline.identity import KEY_BYTES, existing_key
 
-    if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
-        raise ChironError("S003", "no readable folder", "the folder of an export")
-    found = find(input, load_key(), subject)
+    check_readable(input)
+    key = existing_key()
+    found = find(input, key or secrets.token_bytes(KEY_BYTES), subject)
+    provisional = key is None and not (found.scans and all(scan.source == "bids" for scan in found.scans))
     if json:
-        show.as_json(show.export_json(found))
+        show.as_json({**show.export_json(found), "provisional_labels": provisional})
     else:
-        show.export(found, show.console())
+        show.export(found, show.console(), provisional)
     bad = bool(found.set_aside)
     raise typer.Exit((INCOMPLETE if bad else 0) if found.scans else (ALL_FAILED if bad else NOTHING_DONE))
 
@@ -81,7 +84,7 @@ def explain(
 
 
 def status(
-    output: Output,
+    output: Results,
     json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="List the usable scans too.")] = False,
@@ -118,7 +121,7 @@ def _watch(output: Path, everything: bool) -> None:
 
 
 def report(
-    output: Output,
+    output: Results,
     subject: Annotated[
         str, typer.Argument(metavar="SUBJECT", help="Label, with or without `sub-`.", show_default=False)
     ],
@@ -142,6 +145,7 @@ def _records(output: Path) -> list[dict[str, Any]]:
 
 
 def _folder(output: Path) -> Path:
-    if not output.is_dir():
-        raise ChironError("S003", "no such folder", "an output folder of `chiron run`")
+    from pipeline.disk import check_folder
+
+    check_folder(output)
     return output

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from flows import show
-from flows.cli.options import Config, Device, Json, MaxSeconds, Method, Set, time_budget
+from flows.cli.options import Config, Device, Json, MaxSeconds, Method, Set, source, target, time_budget
 
 Page = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the page there, not to the screen.")]
 
@@ -24,9 +24,14 @@ def step(
         ),
     ],
     input: Annotated[
-        Path, typer.Argument(metavar="IN", help="Folder of the artefacts that the stage reads.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="IN", help="Folder of the artefacts that the stage reads.", show_default=False, parser=source
+        ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for those it makes.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for those it makes.", show_default=False, parser=target)
+    ],
     method: Method = None,
     device: Device = None,
     set: Set = None,
@@ -49,7 +54,9 @@ def step(
     from flows.step import overrides, run_step
     from flows.watch import watching
     from pipeline import settings as all_settings
+    from pipeline.disk import check_folder
 
+    check_folder(input)
     words = [*overrides(input, set or [], method), *time_budget(max_seconds)]
     settings = all_settings.load(None, words, method=method, device=device)
     with watching(show.console(stderr=True), stage, "running") as progress:

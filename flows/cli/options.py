@@ -11,15 +11,41 @@ from pipeline.errors import ChironError
 
 INTERNAL, INCOMPLETE, NOTHING_DONE, ALL_FAILED, INTERRUPTED = 1, 10, 11, 12, 130
 
+
+def source(text: str) -> Path:
+    """A folder to read; S003 for an empty word, which a path would take for the working folder."""
+    if not text.strip():
+        raise ChironError("S003", "an empty path", "the name of a folder")
+    return Path(text)
+
+
+def target(text: str | Path) -> Path:
+    """A folder to write to; S002 for an empty word."""
+    if not str(text).strip():
+        raise ChironError("S002", "an empty path", "the name of a folder")
+    return Path(text)
+
+
 Input = Annotated[
     Path,
     typer.Argument(
-        metavar="INPUT", help="Folder of DICOM exports, or a BIDS dataset. Never written to.", show_default=False
+        metavar="INPUT",
+        help="Folder of DICOM exports, or a BIDS dataset. Never written to.",
+        show_default=False,
+        parser=source,
     ),
 ]
 Output = Annotated[
     Path,
-    typer.Argument(metavar="OUTPUT", help="Folder of the results, a BIDS derivatives dataset.", show_default=False),
+    typer.Argument(
+        metavar="OUTPUT", help="Folder of the results, a BIDS derivatives dataset.", show_default=False, parser=target
+    ),
+]
+Results = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUTPUT", help="Folder of results, as `chiron run` made it.", show_default=False, parser=source
+    ),
 ]
 Method = Annotated[
     str | None,

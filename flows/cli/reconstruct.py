@@ -24,6 +24,7 @@ from flows.cli.options import (
     Subject,
     TimeLimit,
     Workers,
+    target,
     time_budget,
 )
 from flows.cli.shown import shown
@@ -70,6 +71,7 @@ def run(
     """
     from flows import batch as batches
     from pipeline import settings as all_settings
+    from pipeline.find.listing import check_readable
     from pipeline.identity import load_key, load_labels
 
     words = [*(set or []), *_acquisition_words(echo_times, b0, phase_range, phase_sign, mask)]
@@ -77,6 +79,7 @@ def run(
     beside = [name for given in also or [] for name in given.split(",")] or None
     settings = all_settings.load(config, words, method=method, also=beside, device=device, upsample=upsample)
     source, given = input.absolute(), load_labels(labels) if labels else None
+    check_readable(source)
     batches.apart(source, output.absolute())
     terms = batches.machine_terms(settings, workers, time_limit_s=time_limit)
     batch = shown(
@@ -90,7 +93,9 @@ def run(
 
 
 def demo(
-    output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Folder of the results.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Folder of the results.", parser=target)] = Path(
+        "demo-output"
+    ),
     method: Method = "dip",
     vendor: Annotated[
         str, typer.Option(help="Whose files to write: siemens, philips, philips-enhanced or ge.")

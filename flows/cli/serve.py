@@ -179,12 +179,12 @@ def _site(input: Path, output: Path, settings: dict[str, Any], **more: Any) -> S
     """S003 where the input cannot be read, S002 where the two are not apart, X002 for an unfit key or table."""
     from flows.batch import apart
     from flows.site import Site
+    from pipeline.find.listing import check_readable
     from pipeline.identity import load_key, load_labels
 
     input, output = input.absolute(), output.absolute()
+    check_readable(input)
     apart(input, output)
-    if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
-        raise ChironError("S003", "no readable folder", "the folder of an export")
     key, labels = more.pop("key_file"), more.pop("labels_file")
     load_key(key)
     if labels:

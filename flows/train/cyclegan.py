@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 
 from flows.train.examples import MapExamples, Shelf, own_fields, simulated_fields
+from flows.train.files import published_fields
 from flows.train.loop import devices, learn, named, take_up
 from flows.train.pictures import save_samples
 from flows.train.plan import Plan, Say
@@ -51,6 +52,8 @@ def train_cyclegan(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     sources, held = map_sources(plan)
     for some in (sources, held):
         some.check()
+    if plan.fields:
+        published_fields(plan.fields)  # before the folder is made
     torch.manual_seed(plan.seed)
     network = form.network()
     channels = [layer.weight.shape[0] for layer in (network.unet.first, *network.unet.down)]
