@@ -67,6 +67,7 @@ def simulate(folder: Path, vendor: str, voxel_size_mm: float, seed: int) -> Simu
         _write(aside, vendor, voxel_size_mm, seed)
         aside.folder.rename(made.folder)
     except OSError as error:
+        shutil.rmtree(aside.folder, ignore_errors=True)
         raise disk_error(error) from error
     return made
 

@@ -292,8 +292,11 @@ def _write(path: Path, volume: Tensor, found: Artefacts) -> None:
     affine = finer_affine(found.image.affine, found.grid.shape, volume.shape)
     image = nib.Nifti1Image(volume.cpu().numpy().astype(kind), affine)
     aside = path.with_name(f".{path.name}")
-    aside.write_bytes(_gzipped(image))
-    aside.replace(path)
+    try:
+        aside.write_bytes(_gzipped(image))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _gzipped(image: Any) -> bytes:

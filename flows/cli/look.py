@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -106,7 +107,7 @@ def status(
 
 
 def _watch(output: Path, everything: bool) -> None:
-    """Until Ctrl-C, which is how it is meant to end."""
+    """Until Ctrl-C, which is how it is meant to end, or until nobody reads it."""
     from rich.live import Live
 
     from flows.night import look
@@ -115,7 +116,7 @@ def _watch(output: Path, everything: bool) -> None:
         suppress(KeyboardInterrupt),
         Live(console=show.console(), auto_refresh=False) as live,
     ):
-        while True:
+        while getattr(sys.stdout, "failure", None) is None:
             live.update(show.night(look(output), everything, watched=True), refresh=True)
             time.sleep(WATCH_S)
 
