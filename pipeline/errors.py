@@ -109,6 +109,7 @@ CATALOGUE: dict[str, Fault] = {
     "X001": Fault("a setting that is unknown or out of range", "refuse", "See `chiron settings`.", 15),
     "X002": Fault("a file that is not what the command takes", "refuse", "See the command's --help.", 2),
     "X003": Fault("a tool that is asked for and not installed", "refuse", "Install it, or choose another method.", 15),
+    "X004": Fault("a subject that is not there", "refuse", "See `chiron status`.", 11),
 }
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -131,18 +131,24 @@ def report(
 
     Example: chiron report /data/qsm sub-abc
     """
-    wanted = subject if subject.startswith("sub-") else f"sub-{subject}"
-    mine = [r for r in _records(output) if f"{r['label']}_".startswith(f"{wanted}_")]
-    pages = [output / r["folder"] / name for r in mine for name in r["files"] if name.endswith(".html")]
-    for page in pages:
-        print(page)
-    raise typer.Exit(0 if pages else NOTHING_DONE)
-
-
-def _records(output: Path) -> list[dict[str, Any]]:
+    from flows.subjects import labels_in, named
     from pipeline.ledger import read_manifests
 
-    return read_manifests(_folder(output))
+    labels = labels_in(_folder(output))
+    if not subject.strip():
+        raise typer.BadParameter("an empty SUBJECT: give a label, as `chiron status OUTPUT --all` lists them")
+    wanted = dict(zip(("sub", "ses", "run"), named(labels, subject), strict=True))
+    prefix = "_".join(f"{key}-{value}" for key, value in wanted.items() if value)
+    mine = [record for record in read_manifests(output) if f"{record['label']}_".startswith(f"{prefix}_")]
+    pages = [output / record["folder"] / name for record in mine for name in record["files"] if name.endswith(".html")]
+    for page in pages:
+        print(page)
+    for record in mine if not pages else ():
+        why = (record["failure"] or {}).get("code", "")
+        print(f"{record['label']}  {record['state']} {why}, without a report".replace(" ,", ","), file=sys.stderr)
+    if not mine:
+        print(f"{prefix}: no result yet", file=sys.stderr)
+    raise typer.Exit(0 if pages else NOTHING_DONE)
 
 
 def _folder(output: Path) -> Path:

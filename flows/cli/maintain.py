@@ -53,11 +53,14 @@ def reprocess(
     Example: chiron reprocess /data/qsm --verdict "do not use" --method rts
     """
     from flows.reprocess import Wanted, choose
+    from flows.subjects import labels_in, named
     from pipeline import settings as all_settings
 
     output = output.absolute()
     _is_ours(output)
     whole = all_settings.load(config, set or [], method=method, device=device) if config else None
+    if subject or session or run:
+        subject, session, run = named(labels_in(output), subject, session, run)
     chosen = choose(
         output,
         Wanted(subject, session, run, state, verdict, code, older),
