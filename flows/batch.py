@@ -30,6 +30,7 @@ from pipeline.find.scan import reason
 from pipeline.invert import check_weights
 from pipeline.ledger import NEXT, records_of
 from pipeline.lock import if_free
+from pipeline.mask.own import check_single, check_source, with_own_mask
 from pipeline.memory import check_room, fits
 from pipeline.publish import already_published, prepare, record_set_aside
 from pipeline.publish.dataset import private
@@ -140,6 +141,7 @@ def look(
 ) -> Export:
     """All that lies in `source`, once it is sure that it can be worked on here."""
     check_readable(source)
+    check_source(settings.mask.file)
     pick_device(settings.device)
     check_weights(settings)
     prepare(batch.output)
@@ -153,9 +155,10 @@ def plan(batch: Batch, export: Export, settings: Settings, truth: Path | None = 
     for aside in export.set_aside:
         batch.set_aside(aside)
     todo = []
+    check_single(settings, export.scans)
     for scan in export.scans:
-        job = Job(scan, settings, private(batch.output) / "work" / scan.id, truth)
         try:
+            job = Job(scan, with_own_mask(settings, scan), private(batch.output) / "work" / scan.id, truth)
             if _stands(batch.output, job):
                 _remember(job)
                 batch.add(_in_ledger(batch.output, scan, "already published"))

@@ -15,6 +15,7 @@ import pipeline
 from flows.claim import claimed
 from pipeline.errors import ChironError
 from pipeline.ledger import Record, read_manifests
+from pipeline.mask.own import with_own_mask
 from pipeline.publish import already_published
 from pipeline.publish.dataset import private
 from pipeline.publish.manifest import plain_settings
@@ -169,7 +170,10 @@ def _job(folder: Path, records: list[Record], change: Change, again: bool) -> Jo
     if job is None:
         return None
     latest = max(reversed(records), key=lambda r: (bool(r.get("input_digest")), r.get("finished", "")))
-    return replace(job, settings=change(job.settings), again=again, expects=latest.get("input_digest") or "")
+    settings = change(job.settings)
+    if settings.mask.file != job.settings.mask.file:
+        settings = with_own_mask(settings, job.scan)
+    return replace(job, settings=settings, again=again, expects=latest.get("input_digest") or "")
 
 
 def _loaded(folder: Path) -> Job | None:

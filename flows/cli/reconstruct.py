@@ -48,7 +48,14 @@ def run(
         str | None, typer.Option(help="Unit of the stored phase: radians, degrees, milliradians, 0-4095, +-4096.")
     ] = None,
     phase_sign: Annotated[str | None, typer.Option(help="Sign of the phase: + or -.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Own brain mask, NIfTI on the scan's grid.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE, DIR or PATTERN",
+            help="Own brain mask, NIfTI on the scan's grid. Of several scans: a folder of masks named as these "
+            "(sub-x_ses-y_desc-brain_mask.nii.gz or sub-x_ses-y.nii.gz), or a pattern as 'masks/{label}.nii.gz'.",
+        ),
+    ] = None,
     upsample: Annotated[
         str | None,
         typer.Option(metavar="N or N,N,N", help="A further map on voxels so many times finer, 1 to 4 along each axis."),

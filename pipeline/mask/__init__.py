@@ -10,7 +10,6 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from pipeline.errors import ChironError, Notice
 from pipeline.filters import erode
 from pipeline.mask.brain import tissue
 from pipeline.mask.network import deepbet
+from pipeline.mask.own import load, voxels
 from pipeline.mask.shapes import largest, pieces
 from pipeline.volumes import Echoes, Grid
 
@@ -33,7 +33,11 @@ class Mask:
     method: Literal["tissue", "deepbet"] = param(
         "tissue", "tissue needs nothing else; deepbet is a network trained on T1-weighted images, an extra to install"
     )
-    file: str = param("", "own mask, a NIfTI file on the scan's grid; taken as it is")
+    file: str = param(
+        "",
+        "own mask, a NIfTI file on the scan's grid, taken as it is; of several scans a folder of masks named as these, "
+        "or a pattern such as masks/{label}.nii.gz",
+    )
     threshold: float = param(
         0.75, "least signal of brain tissue as a share of that around it; less takes in more CSF", 0.3, 1
     )
@@ -97,20 +101,13 @@ def phase_quality(echoes: Echoes) -> Tensor:
 
 def read_mask(file: Path, grid: Grid) -> Tensor:
     """An own mask (bool), brought to the scan's axis order; X002 where it does not lie on the scan's grid."""
-    try:
-        image = nib.load(file)
-        image = nib.as_closest_canonical(image)
-        target = nib.io_orientation(np.asarray(grid.affine))
-        turn = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], target)
-        image = image.as_reoriented(turn)
-        values = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, ImageFileError) as error:
-        raise ChironError("X002", f"a mask that cannot be read ({type(error).__name__})", "a NIfTI file") from None
-    if values.shape != grid.shape or not np.allclose(image.affine, np.asarray(grid.affine), atol=0.1):
-        raise ChironError(
-            "X002", f"a mask of shape {values.shape} or place unlike the scan's", f"{grid.shape}, same affine"
-        )
-    return torch.from_numpy(np.nan_to_num(values) > 0.5)
+    image = nib.as_closest_canonical(load(file))
+    target = nib.io_orientation(np.asarray(grid.affine))
+    image = image.as_reoriented(nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], target))
+    if image.shape != grid.shape or not np.allclose(image.affine, np.asarray(grid.affine), atol=0.1):
+        found = f"a mask of shape {image.shape} or place unlike the scan's"
+        raise ChironError("X002", found, f"{grid.shape}, same affine")
+    return torch.from_numpy(voxels(image))
 
 
 def _own_or_found(echoes: Echoes, quality: Tensor, params: Mask) -> Tensor:
