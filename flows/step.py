@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.methods import METHODS
 from pipeline.background import remove_background
 from pipeline.coils import ImageOfCoils, combine
 from pipeline.device import pick_device
@@ -28,6 +29,7 @@ from pipeline.errors import ChironError
 from pipeline.field import total_field
 from pipeline.invert import FROM_MAGNITUDE, FROM_TOTAL, chosen_methods, invert
 from pipeline.mask import make_mask
+from pipeline.names import match, meant
 from pipeline.noise import noise_level
 from pipeline.recipe.job import Progress
 from pipeline.settings import Settings
@@ -45,8 +47,7 @@ def run_step(
     `progress` is told how far an inversion is. Raises X002 where the stage is unknown or an artefact is missing or not
     what it should be, E011 where grids differ, P006 where values are not finite.
     """
-    if stage not in STAGES:
-        raise ChironError("X002", f"the stage {stage!r}", " or ".join(STAGES))
+    stage = meant(stage, STAGES, "stage")
     found = Artefacts(source, pick_device(settings.device), progress)
     made = STAGES[stage](found, settings)
     try:
@@ -64,6 +65,7 @@ def overrides(source: Path, words: Iterable[str], method: str | None) -> list[st
     A bare name that is no setting of a run belongs to the section of `method`.
     """
     file = source / "config.json"
+    method = method and match(method, METHODS)
     given = [f"{name}={json.dumps(value)}" for name, value in _json(file).items()] if file.is_file() else []
     return [
         word if method is None or "." in name or name in Settings.model_fields else f"{method}.{word}"

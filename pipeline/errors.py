@@ -107,7 +107,7 @@ CATALOGUE: dict[str, Fault] = {
     "S002": Fault("an output folder that cannot be used", "refuse", "Choose another output folder.", 14),
     "S003": Fault("a folder that cannot be read", "refuse", "Check the path and its rights.", 13),
     "X001": Fault("a setting that is unknown or out of range", "refuse", "See `chiron settings`.", 15),
-    "X002": Fault("a file that is not what the command takes", "refuse", "See the command's --help.", 2),
+    "X002": Fault("a word or file that is not what the command takes", "refuse", "See the command's --help.", 2),
     "X003": Fault("a tool that is asked for and not installed", "refuse", "Install it, or choose another method.", 15),
     "X004": Fault("a subject that is not there", "refuse", "See `chiron status`.", 11),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import sys
 import time
@@ -13,7 +14,8 @@ import typer
 
 from flows import show
 from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Results, Subject
-from pipeline.errors import CATALOGUE, ChironError
+from pipeline.errors import CATALOGUE
+from pipeline.names import meant
 
 WATCH_S = 2.0
 
@@ -44,7 +46,7 @@ def inspect(input: Input, subject: Subject = None, json: Json = False) -> None:
 
 def doctor(
     output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Where results shall go: is there room?")] = Path(),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     deep: Annotated[bool, typer.Option("--deep", help="Also start Prefect's embedded server.")] = False,
 ) -> None:
     """Check that this machine has what a run needs.
@@ -71,16 +73,16 @@ def explain(
 
     Example: chiron explain P002
     """
-    fault = CATALOGUE.get(code.upper())
-    if fault is None:
-        raise ChironError("X002", f"no code {code!r}", ", ".join(CATALOGUE))
+    short = re.fullmatch(r"([a-z])0*(\d{1,3})", code.strip().lower())
+    code = meant(f"{short[1]}{int(short[2]):03}" if short else code, CATALOGUE, "code")
+    fault = CATALOGUE[code]
     happens = {
         "ignore": "the file is ignored",
         "set aside": "the scan is set aside, the others go on",
         "warn": "a warning, and the scan goes on",
         "refuse": "the run is refused before computing",
     }
-    print(f"{code.upper()}: {fault.what}\n  what happens: {happens[fault.owed]}")
+    print(f"{code}: {fault.what}\n  what happens: {happens[fault.owed]}")
     print(f"  what to do:   {fault.todo}\n  exit code:    {fault.exit}")
 
 

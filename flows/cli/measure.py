@@ -12,6 +12,8 @@ import typer
 
 from flows import show
 from flows.cli.options import Config, Device, Json, MaxSeconds, Method, Set, source, target, time_budget
+from models.methods import METHODS
+from pipeline.names import did_you_mean, match
 
 Page = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the page there, not to the screen.")]
 
@@ -116,7 +118,12 @@ def bench(
         list[str] | None, typer.Option(help="cpu or cuda:N; may be repeated. Else all there are.")
     ] = None,
     step: Annotated[
-        list[str] | None, typer.Option(metavar="STEP,...", help="Steps, or how their names begin, as invert.")
+        list[str] | None,
+        typer.Option(
+            metavar="STEP,...",
+            help="Steps, or how their names begin, as invert: of invert-METHOD there are all methods. An unknown one "
+            "lists them all.",
+        ),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs, of which the median counts.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="Only 96x96x96, timed once.")] = False,
@@ -149,7 +156,8 @@ def grid(
         list[str] | None, typer.Option(metavar="CELL,...", help="Only these; an unknown one lists them all.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(metavar="METHOD,...", help="Only these; learned ones too. Else all classical.")
+        list[str] | None,
+        typer.Option(metavar="METHOD,...", help=f"Only these, of {', '.join(METHODS)}. Else all classical."),
     ] = None,
     part: Annotated[
         list[str] | None,
@@ -232,9 +240,11 @@ def _named(given: Iterable[str] | None, known: Collection[str], what: str, by_st
     """The known names that the words (each one or more, with commas between) ask for."""
     found: list[str] = []
     for word in (word for words in given or [] for word in words.split(",")):
-        matches = [n for n in known if n == word] or [n for n in known if by_start and n.startswith(f"{word}-")]
+        exact = match(word, known)
+        matches = [exact] if exact else [n for n in known if by_start and n.startswith(f"{word.strip().lower()}-")]
         if not matches:
-            raise typer.BadParameter(f"no {what} {word!r}; there are {', '.join(known)}")
+            near = did_you_mean(word, known)
+            raise typer.BadParameter(f"no {what} {word!r}.{' ' + near if near else ''} There are {', '.join(known)}")
         found += matches
     return list(dict.fromkeys(found))
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from models.methods import CHOICES, METHODS
 from pipeline.errors import ChironError
 
 INTERNAL, INCOMPLETE, NOTHING_DONE, ALL_FAILED, INTERRUPTED = 1, 10, 11, 12, 130
@@ -49,14 +50,15 @@ Results = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(
-        help="Reconstruction to publish: auto, classical, tkd, rts, tv, nltv, medi, tfi, dip, diffusion or cyclegan."
-    ),
+    typer.Option(help=f"Reconstruction to publish: {', '.join(CHOICES[:-1])} or {CHOICES[-1]}."),
 ]
 Also = Annotated[
-    list[str] | None, typer.Option(metavar="METHOD,...", help="Further methods to publish beside it; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="METHOD,...", help=f"Further methods to publish beside it; may be repeated: {', '.join(METHODS)}."
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Config = Annotated[Path | None, typer.Option(help="Settings file (TOML); `chiron settings` prints one.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting; may be repeated.")

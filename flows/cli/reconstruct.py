@@ -119,13 +119,14 @@ def demo(
     Example: chiron demo demo-output --vendor ge
     """
     from flows import batch as batches
-    from flows.demo import simulate
+    from flows.demo import checked, simulate
     from pipeline import settings as all_settings
     from pipeline.identity import load_key
     from pipeline.publish import prepare
 
-    beside = [name for name in ("dip", "tkd", "rts", "tv") if name != method]
+    beside = [name for name in ("dip", "tkd", "rts", "tv") if name != str(method).strip().lower()]
     settings = all_settings.load(None, set or [], method=method, also=beside, device=device)
+    vendor, terms = checked(vendor, voxel_size), batches.machine_terms(settings)
     output = output.absolute()
     prepare(output)
     show.console(stderr=True).print("simulating a head and its scan")
@@ -134,7 +135,7 @@ def demo(
     batch = shown(
         lambda batch: batches.run(batch, made.export, settings, key, "demo", made.truth),
         output,
-        batches.machine_terms(settings),
+        terms,
     )
     for outcome in batch.outcomes:
         qc = output / Path(outcome.report).parent / "anat" / f"{outcome.label}_qc.json"

@@ -11,6 +11,7 @@ import typer
 
 from flows.cli.options import Config, Device, Input, Labels, Method, Output, Set, TimeLimit, Workers
 from pipeline.errors import ChironError
+from pipeline.names import meant
 
 if TYPE_CHECKING:
     from flows.deploy import Times
@@ -157,8 +158,7 @@ def worker(
     from flows.serve.worker import work_for
     from flows.site import INPUT_VARIABLE, OUTPUT_VARIABLE, Site
 
-    if pool not in POOLS:
-        raise typer.BadParameter(f"no pool {pool!r}; there are {', '.join(POOLS)}")
+    pool = meant(pool, POOLS, "pool")
     os.environ[OUTPUT_VARIABLE] = str(output.absolute())
     if input:
         os.environ[INPUT_VARIABLE] = str(input.absolute())
