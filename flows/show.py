@@ -186,6 +186,8 @@ def settings_toml() -> str:
             lines += _setting(name, plain[name], info.description or "", hints[name], {})
     for section, params in sections().items():
         lines += ["", f"[{section}]"]
+        if hasattr(params, "PRESETS"):
+            lines += ["# With another preset, leave out the lines that it shall give: what stands here counts."]
         types = get_type_hints(params)
         for field in dataclasses.fields(params):
             help = field.metadata["help"]

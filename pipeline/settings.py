@@ -15,7 +15,7 @@ from models.cyclegan import CycleGAN
 from models.diffusion import Diffusion
 from models.dip import DIP
 from models.methods import Choice
-from models.params import check_ranges
+from models.params import check_ranges, filled, unset
 from pipeline.background import LBV, PDF, RESHARP, VSHARP, Background
 from pipeline.convert import Acquisition
 from pipeline.device import device_name
@@ -29,6 +29,7 @@ from pipeline.swi import SWI
 from pipeline.unwrap import Unwrap
 from pipeline.water import Reference
 
+PRESET: dict[str, type] = {"dip": DIP, "cyclegan": CycleGAN}  # sections with presets
 FINEST = 4.0  # times: beyond that, next to all of a map would be guessed
 
 
@@ -70,6 +71,15 @@ class Settings(BaseModel):
     dip: DIP = DIP()
     diffusion: Diffusion = Diffusion()
     cyclegan: CycleGAN = CycleGAN()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets(cls, values: Any) -> Any:
+        """What a preset gives stands where nothing else is asked for, so that the settings say what is really used."""
+        if not isinstance(values, dict):
+            return values
+        sections = {name: filled(PRESET[name], values[name]) for name in PRESET if isinstance(values.get(name), dict)}
+        return {**values, **sections}
 
     @field_validator("upsample", mode="before")
     @classmethod
@@ -114,7 +124,12 @@ def load(file: Path | None = None, words: Iterable[str] = (), base: Settings | N
     X001 if invalid.
     """
     values: dict[str, Any] = _read(file) if file else base.model_dump(mode="json") if base else {}
-    for word in words:
+    asked = list(words)
+    for group in PRESET if base else ():
+        presets = [word for word in asked if word.partition("=")[0].strip() == f"{group}.preset"]
+        if presets and _value(presets[-1].partition("=")[2].strip()) != values[group]["preset"]:
+            values[group] = unset(PRESET[group], values[group])
+    for word in asked:
         path, equals, text = word.partition("=")
         if not equals:
             raise ChironError("X001", f"the setting {word!r}", "section.name=value")
@@ -143,11 +158,14 @@ def parse(values: dict[str, Any]) -> Settings:
         if key not in Settings.model_fields:
             raise _unknown(key, list(Settings.model_fields))
     try:
-        return Settings.model_validate(_named(values))
+        settings = Settings.model_validate(_named(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = "the setting " + ".".join(str(part) for part in first["loc"]) if first["loc"] else "a setting"
         raise ChironError("X001", where, first["msg"].removeprefix("Value error, ")) from None
+    if settings.cyclegan.preset == "seed" and settings.cyclegan.consistency and "cyclegan" in values:
+        raise ChironError("X001", "cyclegan.consistency with preset=seed", "a preset whose network has learned it")
+    return settings
 
 
 def _read(file: Path) -> dict[str, Any]:
