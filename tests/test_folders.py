@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from make_dicom import write
 
+import flows.doctor
 from flows.batch import Batch, run
 from flows.cli import execute
-from pipeline.disk import check_folder
+from pipeline.disk import check_folder, disk_error
 from pipeline.errors import ChironError
 from pipeline.find import find
 from pipeline.find.listing import check_readable
+from pipeline.publish import prepare
 from pipeline.settings import Settings
 
 READERS = {
@@ -136,3 +138,86 @@ def test_an_empty_folder_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "IN").mkdir()
     check_folder(tmp_path / "IN")
     check_readable(tmp_path / "IN")
+
+
+def doctored(output: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """What `doctor` exits with, and its line on the output folder."""
+    before = sorted(output.parent.rglob("*"))
+    code = execute(["doctor", str(output), "--device", "cpu"])
+    assert sorted(output.parent.rglob("*")) == before
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "output folder:" in line]
+    return code, line
+
+
+def failing(code: int, place: Path) -> Callable[..., Any]:
+    """`try_write` of a system that refuses that folder alone, whoever the user is."""
+
+    def call(folder: Path, *_: Any) -> None:
+        if folder == place:
+            raise disk_error(OSError(code, os.strerror(code)))
+
+    return call
+
+
+def test_doctor_finds_that_an_output_folder_can_be_written_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctored(tmp_path / "a" / "b", capsys) == (0, "ok    output folder: can be made")
+    prepare(tmp_path / "out")
+    assert doctored(tmp_path / "out", capsys) == (0, "ok    output folder: can be written to")
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"), [(errno.EACCES, "S002"), (errno.EROFS, "S002"), (errno.ENOSPC, "S001"), (errno.EDQUOT, "S001")]
+)
+@pytest.mark.parametrize("where", ["the folder", "its parent", "the private folder"])
+def test_doctor_finds_an_output_folder_that_refuses_a_write(
+    where: str,
+    code: int,
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    if where != "its parent":
+        prepare(output)
+    place = {"the folder": output, "its parent": tmp_path, "the private folder": output / ".chiron"}[where]
+    monkeypatch.setenv("CHIRON_KEY_FILE", str(tmp_path / "elsewhere" / "key"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(flows.doctor, "try_write", failing(code, place))
+    exit_code, line = doctored(output, capsys)
+    assert exit_code == 14 and line.startswith("fail") and fault in line and os.strerror(code) in line
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing", "below a file", "another's dataset"])
+def test_doctor_finds_what_stands_in_the_way(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    if kind == "another's dataset":
+        output.mkdir()
+        (output / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "fMRIPrep"}]}')
+    elif kind == "below a file":
+        output.write_text("in the way")
+        output /= "results"
+    else:
+        unreadable(kind, output)
+    exit_code, line = doctored(output, capsys)
+    assert exit_code == 14 and line.startswith("fail") and "S002" in line
+
+
+def test_doctor_tells_of_a_folder_that_is_read_only_for_everyone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not Path("/proc/self").is_dir():
+        pytest.skip("this system has no folder that refuses root too")
+    code = execute(["doctor", "/proc/self", "--device", "cpu"])
+    assert code == 14 and "fail  output folder: S002" in capsys.readouterr().out
+
+
+def test_doctor_tells_where_no_key_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CHIRON_KEY_FILE", str(tmp_path / "file" / "key"))
+    assert execute(["doctor", str(tmp_path), "--device", "cpu"]) == 15
+    assert "none can be made" in capsys.readouterr().out

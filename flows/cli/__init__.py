@@ -69,7 +69,9 @@ app.command(
     epilog="Exit codes: 0 done, 2 wrong usage or files, 13 no such folder, 14 output or disk space, 15 settings, "
     "16 no such device."
 )(train)
-app.command(epilog="Exit codes: 0 well, 15 an installation or key that is wrong, 16 the device, 18 Prefect.")(doctor)
+app.command(
+    epilog="Exit codes: 0 well, 14 OUTPUT, 15 an installation or key that is wrong, 16 the device, 18 Prefect."
+)(doctor)
 app.command()(settings)
 app.command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
 

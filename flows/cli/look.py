@@ -45,7 +45,10 @@ def inspect(input: Input, subject: Subject = None, json: Json = False) -> None:
 
 
 def doctor(
-    output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Where results shall go: is there room?")] = Path(),
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="[OUTPUT]", help="Where results shall go: can it be written to, is there room?"),
+    ] = Path(),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     deep: Annotated[bool, typer.Option("--deep", help="Also start Prefect's embedded server.")] = False,
 ) -> None:

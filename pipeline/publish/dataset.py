@@ -33,7 +33,7 @@ def prepare(output: Path) -> None:
 
     S002 where it cannot be written or is another program's dataset, S001 where the disk is full.
     """
-    _refuse_foreign(output)
+    refuse_foreign(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         private(output).mkdir(mode=0o700, exist_ok=True)
@@ -60,7 +60,8 @@ def cite(output: Path, papers: Iterable[str]) -> None:
         write_in_place(path, text.encode(), private(output))
 
 
-def _refuse_foreign(output: Path) -> None:
+def refuse_foreign(output: Path) -> None:
+    """S002 where another program's dataset stands in `output`."""
     path = output / "dataset_description.json"
     if not path.exists():
         return
