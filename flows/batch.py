@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,8 +23,10 @@ from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
 from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import Export, Scan, SetAside, find
+from pipeline.find.listing import check_readable
 from pipeline.invert import check_weights
 from pipeline.ledger import records_of
+from pipeline.mask.own import check_single, check_source
 from pipeline.memory import check_room, fits
 from pipeline.override import Override
 from pipeline.publish import prepare, record_set_aside
@@ -141,8 +142,8 @@ def look(
     dataset_label: str = "",
 ) -> Export:
     """All that lies in `source`, once it is sure that it can be worked on here."""
-    if not source.is_dir() or not os.access(source, os.R_OK | os.X_OK):
-        raise ChironError("S003", "no readable folder", "the folder of an export")
+    check_readable(source)
+    check_source(settings.mask.file)
     pick_device(settings.device)
     check_weights(settings)
     prepare(batch.output)
@@ -172,6 +173,7 @@ def plan(
     for aside in nameless:
         batch.set_aside(aside)
     todo = []
+    check_single(settings, scans)
     for scan in scans:
         try:
             job = planned(batch.output, scan, settings, truth, override)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.gre import simulate_scan
 from pipeline.errors import ChironError
+from pipeline.names import meant
 from pipeline.report.pictures import CHI
 from pipeline.scanner import VENDORS, magnet_tesla, write_export
 from pipeline.volumes import Grid
@@ -52,12 +53,7 @@ def simulate(folder: Path, vendor: str, voxel_size_mm: float, seed: int) -> Simu
 
     X002 where the vendor is unknown or the voxel size is not within 1 to 6 mm; S001 or S002 where it cannot be written.
     """
-    if vendor not in VENDORS:
-        raise ChironError("X002", f"the vendor {vendor!r}", " or ".join(VENDORS))
-    if not SMALLEST_VOXEL_MM <= voxel_size_mm <= LARGEST_VOXEL_MM:
-        raise ChironError(
-            "X002", f"voxels of {voxel_size_mm:g} mm", f"{SMALLEST_VOXEL_MM:g} to {LARGEST_VOXEL_MM:g} mm"
-        )
+    vendor = checked(vendor, voxel_size_mm)
     made = Simulated(folder / f"{vendor}-{voxel_size_mm:g}mm-seed{seed}")
     if made.brain.is_file():
         return made
@@ -69,8 +65,19 @@ def simulate(folder: Path, vendor: str, voxel_size_mm: float, seed: int) -> Simu
         _write(aside, vendor, voxel_size_mm, seed)
         aside.folder.rename(made.folder)
     except OSError as error:
+        shutil.rmtree(aside.folder, ignore_errors=True)
         raise disk_error(error) from error
     return made
+
+
+def checked(vendor: str, voxel_size_mm: float) -> str:
+    """The vendor's name; X002 where it is unknown, or the voxel size is not within 1 to 6 mm."""
+    vendor = meant(vendor, VENDORS, "vendor")
+    if not SMALLEST_VOXEL_MM <= voxel_size_mm <= LARGEST_VOXEL_MM:
+        raise ChironError(
+            "X002", f"voxels of {voxel_size_mm:g} mm", f"{SMALLEST_VOXEL_MM:g} to {LARGEST_VOXEL_MM:g} mm"
+        )
+    return vendor
 
 
 def _write(made: Simulated, vendor: str, voxel_size_mm: float, seed: int) -> None:

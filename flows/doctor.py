@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from pipeline.disk import try_write
 from pipeline.errors import ChironError
 
 Level = Literal["ok", "warn", "fail"]
@@ -41,6 +43,7 @@ def examine(output: Path, device: str = "auto", deep: bool = False) -> Iterator[
     yield _dcm2niix()
     yield _weights()
     yield _key()
+    yield _output(output)
     yield _room(output)
     if deep:
         yield _prefect()
@@ -105,15 +108,51 @@ def _weights() -> Check:
 
 
 def _key() -> Check:
-    from pipeline.identity import key_file, load_key
+    from pipeline.identity import existing_key, key_file
 
-    if not key_file().exists():
-        return Check("key of the pseudonyms", "ok", "none yet; the first run makes one")
     try:
-        load_key()
+        key, place = existing_key(), key_file()
     except ChironError as error:
         return Check("key of the pseudonyms", "fail", error.found, error.todo)
+    if key is None:
+        return _no_key(place)
     return Check("key of the pseudonyms", "ok", "only you can read it; keep a copy, labels depend on it")
+
+
+def _no_key(place: Path) -> Check:
+    """The first run makes it, where it can be made."""
+    try:
+        _try(place.parent)
+    except ChironError as error:
+        found = f"none yet, and none can be made: {error.found}"
+        return Check("key of the pseudonyms", "fail", found, "Set CHIRON_KEY_FILE to a file in a private folder.")
+    return Check("key of the pseudonyms", "ok", "none yet; the first run makes one")
+
+
+def _output(output: Path) -> Check:
+    """Whether results can be written: by writing, for rights and free blocks promise less."""
+    from pipeline.publish.dataset import private, refuse_foreign
+
+    name = "output folder"
+    try:
+        refuse_foreign(output)
+        _try(output)
+        if private(output).exists():
+            _try(private(output))
+    except ChironError as error:
+        return Check(name, "fail", f"{error.code}, {error.found}", error.todo, error.fault.exit)
+    return Check(name, "ok", "can be written to" if output.is_dir() else "can be made")
+
+
+def _try(folder: Path) -> None:
+    """Write a nameless file where `folder` is, or the nearest folder above that it would be made in; S001 or S002."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        what = "a link that leads nowhere" if place.is_symlink() else "a file"
+        raise ChironError("S002", f"{what} where a folder should be", "a folder")
+    try_write(place)
 
 
 def _room(output: Path) -> Check:

@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.disk import disk_error, try_write
 from pipeline.errors import ChironError
 from pipeline.lock import try_lock
 
 STARTUP_S = 120.0  # the embedded server creates its database on the first start
 REMOTE_S = 30.0
 STOP_S = 5.0
+DATABASE_BYTES = 8 * 2**20  # of a new server: its database and the journal of it
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -80,6 +82,25 @@ def wait_for(url: str, seconds: float, alive: Callable[[], bool] = lambda: True)
     raise ChironError("R007", f"no answer from Prefect within {seconds:.0f} s", "a Prefect server that answers")
 
 
+def check_room(home: Path) -> None:
+    """Make `home`; S001 or S002 where Prefect's state cannot be written there: its server would die of it, or hang."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise disk_error(error) from error
+    try_write(home, DATABASE_BYTES)
+
+
+@contextmanager
+def or_no_room(home: Path) -> Iterator[None]:
+    """Where a server does not answer, first ask whether its disk is full: S001 or S002 then, in place of R007."""
+    try:
+        yield
+    except ChironError:
+        check_room(home)
+        raise
+
+
 class Watchdog:
     """Ends the process where Prefect holds it longer than it may: no result waits for a scheduler that is gone."""
 
@@ -117,7 +138,7 @@ def leave(code: int) -> None:
 @contextmanager
 def _embedded(home: Path, meanwhile: Callable[[], None]) -> Iterator[None]:
     """A server on a free port of the loopback, for this process alone: it asks for a password made up for it."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_room(home)
     os.environ.setdefault("PREFECT_HOME", str(home))
     password = f"chiron:{secrets.token_hex(16)}"
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -133,7 +154,8 @@ def _embedded(home: Path, meanwhile: Callable[[], None]) -> Iterator[None]:
             with _alone(home / "server.lock"):  # two servers must not create one database
                 server = _start(listener)
                 meanwhile()
-                wait_for(url, STARTUP_S, lambda: server.poll() is None)
+                with or_no_room(home):
+                    wait_for(url, STARTUP_S, lambda: server.poll() is None)
             yield
         finally:
             _stop(server)

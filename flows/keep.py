@@ -19,6 +19,7 @@ from pipeline.errors import ChironError
 from pipeline.find import AcquisitionOf, Scan
 from pipeline.ledger import NEXT
 from pipeline.lock import if_free
+from pipeline.mask.own import with_own_mask
 from pipeline.override import Override, acquisition_with
 from pipeline.publish.dataset import private
 from pipeline.publish.labels import Register
@@ -42,7 +43,7 @@ class Planned:
 def planned(
     output: Path, scan: Scan, settings: Settings, truth: Path | None = None, override: Override | None = None
 ) -> Planned:
-    """The job of a scan by `settings`, or by what a person decided for it."""
+    """The job of a scan by `settings`, or by what a person decided for it; X002 where its own mask cannot be used."""
     folder = private(output) / "work" / scan.id
     earlier = override_of(output, scan.label, scan.id)
     decided = override.after(earlier) if override else earlier
@@ -50,9 +51,11 @@ def planned(
     try:
         state = standing(output, job)
     except ChironError:  # files that cannot be read now: its first stage tells why
-        return Planned(job, Standing("absent", {}), earlier)
+        state = Standing("absent", {})
     if state.state == "damaged":
         job = replace(job, settings=_as_made(job, state))
+    if not state.stays:
+        job = replace(job, settings=with_own_mask(job.settings, scan))
     return Planned(job, state, earlier)
 
 
@@ -93,6 +96,8 @@ def what_stands(output: Path, planned: Planned, asked: Settings) -> str:
     record = planned.standing.record
     again = f"chiron reprocess {shlex.quote(str(output))} {record['label']}"
     decided = planned.decided.settings if planned.decided else {}
+    with suppress(ChironError):
+        asked = with_own_mask(asked, planned.job.scan)
     changes = {name: value for name, value in differs(record, asked).items() if decided.get(name) != value}
     if planned.standing.state == "changed" and not any(name.startswith("acquisition.") for name in changes):
         return f"The input has changed since this result was made. To use the new input: {again}"

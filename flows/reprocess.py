@@ -10,19 +10,24 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import pipeline
 from flows.claim import claimed
-from pipeline.errors import ChironError
+from pipeline.errors import CATALOGUE, ChironError
 from pipeline.ledger import Record, read_manifests
+from pipeline.mask.own import with_own_mask
+from pipeline.names import meant
 from pipeline.override import FACTS, Override, difference, flat, with_values
 from pipeline.publish import already_published
 from pipeline.publish.dataset import private
 from pipeline.publish.manifest import plain_settings
+from pipeline.quality.verdict import Level
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings, load
 from pipeline.work import disk_error
 
+VERDICTS = get_args(Level)
 STATES = ("published", "failed", "set aside", "interrupted")
 
 Change = Callable[[Settings], Settings]
@@ -98,8 +103,12 @@ def choose(
     the files that its label stands for: where they vanished or are others, its first stage fails with F016. X002 where
     `stage` is none of a job's; `ready` removes the results from it on, and saves.
     """
-    if wanted.state and wanted.state not in STATES:
-        raise ChironError("X002", f"the state {wanted.state!r}", " or ".join(STATES))
+    if wanted.state:
+        wanted = replace(wanted, state=meant(wanted.state, STATES, "state"))
+    if wanted.verdict:
+        wanted = replace(wanted, verdict=meant(wanted.verdict, VERDICTS, "verdict"))
+    if wanted.code:
+        wanted = replace(wanted, code=meant(wanted.code, CATALOGUE, "code"))
     chosen = Chosen()
     for folder, records in _scans(output):
         met = [record for record in records if _meets(record, wanted)]
@@ -125,10 +134,9 @@ def nowhere(chosen: Chosen) -> ChironError:
 def stages_from(job: Job, stage: str) -> list[str]:
     """`stage` and all after it in the job's recipe; `invert` is the first inversion. X002 where there is none such."""
     names = [each.name for each in recipe(job.settings)]
-    for number, name in enumerate(names):
-        if stage in (name, name.partition("-")[0]):
-            return names[number:]
-    raise ChironError("X002", f"no stage {stage!r}", ", ".join(names))
+    short = [name.partition("-")[0] for name in names]
+    stage = meant(stage, dict.fromkeys([*names, *short]), "stage")
+    return names[names.index(stage) if stage in names else short.index(stage) :]
 
 
 def ready(job: Job, stage: str = "") -> None:
@@ -181,7 +189,10 @@ def _job(folder: Path, records: list[Record], change: Change, reason: str | None
         return None
     latest = max(reversed(records), key=lambda r: (bool(r.get("input_digest")), r.get("finished", "")))
     expects = job.expects or latest.get("input_digest") or ""
-    settings, override = _decided(job, change(job.settings), reason)
+    changed = change(job.settings)
+    if changed.mask.file != job.settings.mask.file:
+        changed = with_own_mask(changed, job.scan)
+    settings, override = _decided(job, changed, reason)
     return replace(job, settings=settings, again=True, expects=expects, override=override)
 
 

@@ -47,9 +47,10 @@ def error(fault: ChironError) -> None:
             print(f"  {name + ':':10}{text}", file=sys.stderr)
 
 
-def export(found: Export, out: Console) -> None:
-    """What `inspect` says."""
-    table = Table("scan", "vendor", "series", "echoes (ms)", "parts", "files", "")
+def export(found: Export, out: Console, provisional: bool = False) -> None:
+    """What `inspect` says; `provisional` where the labels are not those that a run will give."""
+    first = "scan (provisional label)" if provisional else "scan"
+    table = Table(first, "vendor", "series", "echoes (ms)", "parts", "files", "")
     for scan in found.scans:
         times = ", ".join(f"{1000 * t:g}" for t in scan.echo_times_s)
         notes = "; ".join(f"{n.code}: {n.text}" for n in scan.notices)
@@ -71,6 +72,8 @@ def export(found: Export, out: Console) -> None:
     if table.row_count:
         out.print(table)
     out.print(counted(found))
+    if provisional:
+        out.print("There is no key of the pseudonyms yet: the first run makes it, and gives other labels than these.")
 
 
 def counted(found: Export) -> str:
@@ -183,6 +186,8 @@ def settings_toml() -> str:
             lines += _setting(name, plain[name], info.description or "", hints[name], {})
     for section, params in sections().items():
         lines += ["", f"[{section}]"]
+        if hasattr(params, "PRESETS"):
+            lines += ["# With another preset, leave out the lines that it shall give: what stands here counts."]
         types = get_type_hints(params)
         for field in dataclasses.fields(params):
             help = field.metadata["help"]

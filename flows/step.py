@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.methods import METHODS
 from pipeline.background import remove_background
 from pipeline.coils import ImageOfCoils, combine
 from pipeline.device import pick_device
@@ -31,6 +32,7 @@ from pipeline.field import total_field
 from pipeline.find.orientation import read_header, stated_affine
 from pipeline.invert import FROM_MAGNITUDE, FROM_TOTAL, chosen_methods, invert
 from pipeline.mask import make_mask
+from pipeline.names import match, meant
 from pipeline.noise import noise_level
 from pipeline.recipe.job import Progress
 from pipeline.settings import Settings
@@ -48,8 +50,7 @@ def run_step(
     `progress` is told how far an inversion is. Raises X002 where the stage is unknown or an artefact is missing or not
     what it should be, E011 where grids differ, P006 where values are not finite.
     """
-    if stage not in STAGES:
-        raise ChironError("X002", f"the stage {stage!r}", " or ".join(STAGES))
+    stage = meant(stage, STAGES, "stage")
     found = Artefacts(source, pick_device(settings.device), progress)
     made = STAGES[stage](found, settings)
     try:
@@ -67,6 +68,7 @@ def overrides(source: Path, words: Iterable[str], method: str | None) -> list[st
     A bare name that is no setting of a run belongs to the section of `method`.
     """
     file = source / "config.json"
+    method = method and match(method, METHODS)
     given = [f"{name}={json.dumps(value)}" for name, value in _json(file).items()] if file.is_file() else []
     return [
         word if method is None or "." in name or name in Settings.model_fields else f"{method}.{word}"
@@ -316,8 +318,11 @@ def _write(path: Path, volume: Tensor, found: Artefacts) -> None:
     if not found.oriented:
         image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0).astype(np.float32))
     aside = path.with_name(f".{path.name}")
-    aside.write_bytes(_gzipped(image))
-    aside.replace(path)
+    try:
+        aside.write_bytes(_gzipped(image))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _gzipped(image: Any) -> bytes:

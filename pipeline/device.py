@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -10,17 +12,43 @@ import torch
 
 from pipeline.errors import ChironError
 
+NAME = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # of Linux
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes the first GPU, else the CPU; R001 where the asked device is absent."""
+    """`auto` takes the first GPU, else the CPU; R001, with the devices that are here, where the asked one is absent."""
+    name = device_name(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ChironError("R001", f"{torch.cuda.device_count()} CUDA devices", f"{name}")
-    return device
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise _absent(f"no {name} on this machine")
+    return torch.device(name)
+
+
+def device_name(text: str) -> str:
+    """`auto`, `cpu`, `cuda` or `cuda:N`, whatever its case; R001 for a word that names no device."""
+    word = text.strip().lower()
+    if not NAME.fullmatch(word):
+        raise _absent(f"no device of the name {text!r}")
+    kind, _, number = word.partition(":")
+    return f"{kind}:{int(number)}" if number else kind
+
+
+def devices_here() -> str:
+    """The devices of this machine in words; where there is no GPU, why."""
+    gpus = [f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(torch.cuda.device_count())]
+    if gpus:
+        return f"cpu, {', '.join(gpus)}"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
+    why = "PyTorch is installed without CUDA" if torch.version.cuda is None else "PyTorch sees no GPU"
+    return f"cpu alone ({why}{', and CUDA_VISIBLE_DEVICES is set' if hidden else ''})"
+
+
+def _absent(found: str) -> ChironError:
+    todo = "Write --device cuda for the first GPU, cpu for none, auto for whichever is there. See `chiron doctor`."
+    return ChironError("R001", f"{found}; here is {devices_here()}", "auto, cpu, cuda or cuda:N", todo)
 
 
 def forget_peak(device: torch.device) -> None:

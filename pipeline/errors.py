@@ -124,9 +124,9 @@ CATALOGUE: dict[str, Fault] = {
     ),
     "S001": Fault("the disk is full", "set aside", "Free space; the run continues where it stopped.", 14),
     "S002": Fault("an output folder that cannot be used", "refuse", "Choose another output folder.", 14),
-    "S003": Fault("an input folder that cannot be read", "refuse", "Check the path and its rights.", 13),
+    "S003": Fault("a folder that cannot be read", "refuse", "Check the path and its rights.", 13),
     "X001": Fault("a setting that is unknown or out of range", "refuse", "See `chiron settings`.", 15),
-    "X002": Fault("a file that is not what the command takes", "refuse", "See the command's --help.", 2),
+    "X002": Fault("a word or file that is not what the command takes", "refuse", "See the command's --help.", 2),
     "X003": Fault("a tool that is asked for and not installed", "refuse", "Install it, or choose another method.", 15),
     "X004": Fault(
         "another pseudonym key than that of the output folder",
@@ -134,6 +134,7 @@ CATALOGUE: dict[str, Fault] = {
         "Use the key that OUTPUT was made with, or another OUTPUT: with a new key patients get second pseudonyms.",
         15,
     ),
+    "X005": Fault("a subject that is not there", "refuse", "See `chiron status`.", 11),
 }
 
 

@@ -10,8 +10,10 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from pipeline.disk import is_full
 from pipeline.errors import ChironError
 
 KEY_BYTES = 32
@@ -31,13 +33,34 @@ def load_key(file: Path | None = None) -> bytes:
         return _make(path)
 
 
+def existing_key(file: Path | None = None) -> bytes | None:
+    """The key that `load_key` gives; None where there is none yet, or its place cannot be reached. Writes nothing.
+
+    X002 where the file is no key or others may read it.
+    """
+    try:
+        path = file or key_file()
+        path.stat()
+    except (OSError, ChironError):
+        return None
+    return _read(path)
+
+
 def key_file() -> Path:
-    """Where the key stands: $CHIRON_KEY_FILE, else $XDG_CONFIG_HOME/chiron/pseudonym.key."""
+    """Where the key stands: $CHIRON_KEY_FILE, else $XDG_CONFIG_HOME/chiron/pseudonym.key; S002 without a home."""
     named = os.environ.get("CHIRON_KEY_FILE")
     if named:
         return Path(named)
     config = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(config) if config else Path.home() / ".config") / "chiron" / "pseudonym.key"
+    return (Path(config) if config else _home() / ".config") / "chiron" / "pseudonym.key"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # no $HOME, and the system knows no such user
+        todo = "Set CHIRON_KEY_FILE to where the key of the pseudonyms shall stand."
+        raise ChironError("S002", "no home folder for the pseudonym key", "$HOME or $CHIRON_KEY_FILE", todo) from None
 
 
 def load_labels(file: Path) -> Labels:
@@ -145,9 +168,10 @@ def _make(path: Path) -> bytes:
     except FileExistsError:
         return _read(path)
     except OSError as error:
-        raise ChironError(
-            "S002", f"a pseudonym key that cannot be written ({error.strerror})", "a private folder"
-        ) from None
+        code = "S001" if is_full(error) else "S002"
+        found = f"a pseudonym key that cannot be written ({error.strerror})"
+        raise ChironError(code, found, "a private folder with room") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
     return key

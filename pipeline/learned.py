@@ -37,7 +37,7 @@ class Learned:
 
 
 def _dip_tiles(params: dip.DIP) -> tuple[int, ...]:
-    return _local_tiles(params) if dip.resolved(params).network == "educated" else (params.tile,)
+    return _local_tiles(params) if params.network == "educated" else (params.tile,)
 
 
 def _local_tiles(params: dip.DIP | cyclegan.CycleGAN) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def _in_patches(params: diffusion.Diffusion, edge: int) -> diffusion.Diffusion:
 LEARNED: dict[str, Learned] = {
     "dip": Learned(
         lambda *given: dip.reconstruct(*given),
-        lambda params: dip.learned()[1] if dip.resolved(params).network == "educated" else None,
+        lambda params: dip.learned()[1] if params.network == "educated" else None,
         _dip_tiles,
         lambda params, edge: replace(params, tile=edge),
         lambda shape, params: dip.needed_bytes(shape, params.tile),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,23 +14,22 @@ from models.classical import MEDI, NLTV, RTS, TFI, TKD, TV, Tikhonov
 from models.cyclegan import CycleGAN
 from models.diffusion import Diffusion
 from models.dip import DIP
-from models.params import check_ranges
+from models.methods import Choice
+from models.params import check_ranges, filled, unset
 from pipeline.background import LBV, PDF, RESHARP, VSHARP, Background
 from pipeline.convert import Acquisition
-from pipeline.errors import ChironError
+from pipeline.device import device_name
+from pipeline.errors import CATALOGUE, ChironError
 from pipeline.field import Fit
 from pipeline.mask import Mask
+from pipeline.names import did_you_mean, meant
 from pipeline.phase import Phase
 from pipeline.r2star import R2Star
 from pipeline.swi import SWI
 from pipeline.unwrap import Unwrap
 from pipeline.water import Reference
 
-Method = Literal[
-    "auto", "classical", "tkd", "tikhonov", "rts", "tv", "nltv", "medi", "tfi", "dip", "diffusion", "cyclegan"
-]
-
-
+PRESET: dict[str, type] = {"dip": DIP, "cyclegan": CycleGAN}  # sections with presets
 FINEST = 4.0  # times: beyond that, next to all of a map would be guessed
 
 
@@ -40,8 +38,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Method = Field("auto", description="reconstruction to publish: auto is dip on a GPU, else classical")
-    also: tuple[Method, ...] = Field((), description="further methods to run and publish beside it")
+    method: Choice = Field("auto", description="reconstruction to publish: auto is dip on a GPU, else classical")
+    also: tuple[Choice, ...] = Field((), description="further methods to run and publish beside it")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda:N")
     keep_work: bool = Field(False, description="keep the stages' files after publication")
     upsample: tuple[float, float, float] = Field(
@@ -73,6 +71,15 @@ class Settings(BaseModel):
     dip: DIP = DIP()
     diffusion: Diffusion = Diffusion()
     cyclegan: CycleGAN = CycleGAN()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets(cls, values: Any) -> Any:
+        """What a preset gives stands where nothing else is asked for, so that the settings say what is really used."""
+        if not isinstance(values, dict):
+            return values
+        sections = {name: filled(PRESET[name], values[name]) for name in PRESET if isinstance(values.get(name), dict)}
+        return {**values, **sections}
 
     @field_validator("upsample", mode="before")
     @classmethod
@@ -117,7 +124,12 @@ def load(file: Path | None = None, words: Iterable[str] = (), base: Settings | N
     X001 if invalid.
     """
     values: dict[str, Any] = _read(file) if file else base.model_dump(mode="json") if base else {}
-    for word in words:
+    asked = list(words)
+    for group in PRESET if base else ():
+        presets = [word for word in asked if word.partition("=")[0].strip() == f"{group}.preset"]
+        if presets and _value(presets[-1].partition("=")[2].strip()) != values[group]["preset"]:
+            values[group] = unset(PRESET[group], values[group])
+    for word in asked:
         path, equals, text = word.partition("=")
         if not equals:
             raise ChironError("X001", f"the setting {word!r}", "section.name=value")
@@ -133,21 +145,27 @@ def load(file: Path | None = None, words: Iterable[str] = (), base: Settings | N
 
 
 def parse(values: dict[str, Any]) -> Settings:
-    """Settings of a plain nested dict; X001, naming the setting, where one is unknown or out of range."""
+    """Settings of a plain nested dict; X001, naming the setting, where one is unknown or out of range.
+
+    R001 where the device is no device's name.
+    """
     for name, params in sections().items():
         known = [field.name for field in dataclasses.fields(params)]
         for key in values.get(name, {}) if isinstance(values.get(name), dict) else ():
             if key not in known:
-                raise _unknown(f"{name}.{key}", [f"{name}.{k}" for k in known])
+                raise _unknown(key, known, name)
     for key in values:
         if key not in Settings.model_fields:
             raise _unknown(key, list(Settings.model_fields))
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(_named(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = "the setting " + ".".join(str(part) for part in first["loc"]) if first["loc"] else "a setting"
         raise ChironError("X001", where, first["msg"].removeprefix("Value error, ")) from None
+    if settings.cyclegan.preset == "seed" and settings.cyclegan.consistency and "cyclegan" in values:
+        raise ChironError("X001", "cyclegan.consistency with preset=seed", "a preset whose network has learned it")
+    return settings
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -167,6 +185,34 @@ def _value(text: str) -> Any:
         return text
 
 
-def _unknown(name: str, known: list[str]) -> ChironError:
-    near = difflib.get_close_matches(name, known, 1)
-    return ChironError("X001", f"the unknown setting {name}", f"perhaps {near[0]}" if near else ", ".join(known))
+def _unknown(name: str, known: list[str], section: str = "") -> ChironError:
+    place = f"{section}." if section else ""
+    near = did_you_mean(name, known, CATALOGUE["X001"].todo).replace("Did you mean ", f"Did you mean {place}")
+    where = f"a setting of [{section}]: " if section else ""
+    return ChironError("X001", f"the unknown setting {place}{name}", where + ", ".join(known), near)
+
+
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with each choice by its own name, whatever its case; X001, with the nearest, for one that is none."""
+    named = dict(values)
+    if isinstance(named.get("device"), str):
+        named["device"] = device_name(named["device"])
+    if isinstance(named.get("method"), str):
+        named["method"] = meant(named["method"], get_args(Choice), "method", "X001")
+    if isinstance(also := named.get("also"), str | list | tuple):
+        words = also.split(",") if isinstance(also, str) else also
+        named["also"] = [meant(word, get_args(Choice), "method", "X001") for word in words if word != ""]
+    for section, params in sections().items():
+        if isinstance(values.get(section), dict):
+            named[section] = _choices(section, params, values[section])
+    return named
+
+
+def _choices(section: str, params: type, values: dict[str, Any]) -> dict[str, Any]:
+    hints = get_type_hints(params)
+    return {
+        name: meant(value, get_args(hints[name]), f"value of {section}.{name}", "X001")
+        if isinstance(value, str) and get_origin(hints[name]) is Literal
+        else value
+        for name, value in values.items()
+    }

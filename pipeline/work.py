@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ChironError, Decision, Notice
+from pipeline.disk import disk_error as disk_error  # others take it from here
+from pipeline.errors import Decision, Notice
 
 
 @dataclass
@@ -62,6 +63,16 @@ class Result:
 
 
 @dataclass(frozen=True)
+class _Bytes:
+    """A stream that NumPy takes for none of the system's: it loses the reason why one of these cannot be written."""
+
+    stream: BinaryIO
+
+    def write(self, data: bytes) -> int:
+        return self.stream.write(data)
+
+
+@dataclass(frozen=True)
 class Work:
     """The work folder of one scan."""
 
@@ -93,7 +104,8 @@ class Work:
         try:
             aside.mkdir(parents=True, mode=0o700)
             for name, tensor in made.arrays.items():
-                np.save(aside / f"{name}.npy", tensor.detach().cpu().contiguous().numpy())
+                with (aside / f"{name}.npy").open("wb") as stream:
+                    np.save(_Bytes(stream), tensor.detach().cpu().contiguous().numpy())
             for name, content in made.files.items():
                 (aside / name).write_bytes(content)
             record = {
@@ -142,9 +154,3 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def disk_error(error: OSError) -> ChironError:
-    """The coded error of a failed write, without its path."""
-    code = "S001" if error.errno in (28, 122) else "S002"  # ENOSPC, EDQUOT
-    return ChironError(code, f"writing failed ({os.strerror(error.errno or 5)})", "an output folder with room")

@@ -47,6 +47,13 @@ def test_every_fft_is_counted_with_its_size() -> None:
     assert ffts.volumes == 8
 
 
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is clocked takes 0.01 s."""
+    monkeypatch.setattr(floor, "clocked", lambda run, device: (0.01, run()))
+
+
+@pytest.mark.usefixtures("ticks")
 def test_the_floor_grows_with_the_number_of_ffts() -> None:
     volume, counted = torch.randn(64, 64, 64), {}
     for number in (1, 20):
@@ -54,15 +61,16 @@ def test_the_floor_grows_with_the_number_of_ffts() -> None:
             for _ in range(number):
                 torch.fft.rfftn(volume)
         counted[number] = floor.floor(ffts, floor.CountFlops(), volume, 0, CPU)
-    assert counted[20][0] > 4 * counted[1][0]
+    assert counted[1][0] == pytest.approx(0.01) and counted[20][0] == pytest.approx(20 * 0.01)
     assert counted[20][1] == "20 FFTs, 64x64x64"
 
 
+@pytest.mark.usefixtures("ticks")
 def test_without_ffts_the_floor_is_one_pass_over_inputs_and_outputs() -> None:
     volume = torch.zeros(1000)
     assert floor.bytes_of((volume, {"again": volume}, [Row("cpu", SHAPE, 1, ""), volume[:10]])) == 4000 + 40
     seconds, what = floor.floor(floor.CountFFTs(), floor.CountFlops(), torch.zeros(250_000), 2_000_000, CPU)
-    assert what == "3 MB" and 0 < seconds < 0.1
+    assert what == "3 MB" and seconds == pytest.approx(3e6 / (2 * floor.COPY_BYTES / 0.01))
 
 
 def test_the_head_is_realistic_and_deterministic(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +206,7 @@ def test_options_reach_the_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert list(quick.steps) == [*(f"background-{m}" for m in BACKGROUNDS), "mask"]
 
 
+@pytest.mark.usefixtures("ticks")
 def test_convolutions_are_counted_and_taken_at_the_rate_of_a_matrix_product() -> None:
     volume, kernel = torch.randn(1, 8, 40, 40, 40), torch.randn(16, 8, 3, 3, 3)
     with floor.CountFlops() as flops:
@@ -205,4 +214,4 @@ def test_convolutions_are_counted_and_taken_at_the_rate_of_a_matrix_product() ->
             torch.nn.functional.conv3d(volume, kernel, padding=1)
     assert flops.total == 3 * 2 * 16 * 8 * 27 * 40**3
     seconds, what = floor.floor(floor.CountFFTs(), flops, volume, 0, CPU)
-    assert what == "1 GFLOP" and 0 < seconds < 5
+    assert what == "1 GFLOP" and seconds == pytest.approx(flops.total / (2 * 2048**3 / 0.01))

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import stand_in
@@ -44,18 +45,30 @@ def holding(seconds: float) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_card_is_waited_for_and_the_time_is_told() -> None:
-    with holding(1.0), card(GPU) as held:
-        assert held.waited_s > 0.3
-    assert held.seconds < 0.5
+def test_a_card_is_waited_for_and_the_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of its own, that goes on by a second with each look at it; another has the card for five tries."""
+    clock, tries = count(100.0), count()
+    monkeypatch.setattr(pipeline.card, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda s: None))
+    monkeypatch.setattr(pipeline.card, "try_lock", lambda handle: next(tries) >= 5)
+    with card(GPU) as held:
+        assert held.waited_s == 6.0  # each of five tries looked at the clock once, the sum once more
+    assert held.seconds == 1.0
+
+
+def test_a_card_that_another_process_has_is_not_taken() -> None:
+    with holding(600) as process:
+        with pytest.raises(ChironError, match="R001"), card(GPU, wait_s=0.0):
+            pass
+        process.kill()
+    with card(GPU, wait_s=60):
+        pass
 
 
 def test_a_holder_that_dies_lets_go() -> None:
     with holding(600) as process:
         os.kill(process.pid, signal.SIGKILL)
-        began = time.monotonic()
-        with card(GPU, wait_s=20):
-            assert time.monotonic() - began < 10
+        with card(GPU, wait_s=60):  # else R001
+            pass
 
 
 def test_a_card_that_does_not_become_free_is_named() -> None:
@@ -80,9 +93,9 @@ def test_a_lock_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "least", "most"), [(1, 0.3, 0.7), (3, 0.8, 1.2)])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_a_card_does_not_idle_while_one_scan_computes_and_the_next_is_read(
-    workers: int, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With stages that sleep: two seconds on the cores, three on what is taken for a card."""
     monkeypatch.setenv("CHIRON_TEST_CORES", "2")
@@ -91,11 +104,9 @@ def test_a_card_does_not_idle_while_one_scan_computes_and_the_next_is_read(
     monkeypatch.setattr(flows.crew, "Worker", flows.crew.process.Worker)
     (tmp_path / "in").mkdir()
     stand_in.export(tmp_path / "in", **{f"n{i}": "" for i in range(8)})
-    ends: list[float] = []
-    batch = Batch(
-        tmp_path / "out", on_outcome=lambda outcome: ends.append(time.monotonic()), terms=Terms(workers, prefect=False)
-    )
+    batch = Batch(tmp_path / "out", terms=Terms(workers, prefect=False))
     run(batch, tmp_path / "in", stand_in.SETTINGS, stand_in.KEY)
     assert [outcome.state for outcome in batch.outcomes] == ["published"] * 8
-    share = batch.card_s / 8 * 6 / (ends[-1] - ends[1])  # from when all workers are at it
-    assert least < share < most and f"{100 * batch.card_s / batch.wall_s:.0f} %" in " ".join(batch.remarks())
+    begun = (tmp_path / "out" / ".chiron" / "stages.txt").read_text().split("\n")
+    assert begun[1].endswith("convert") == (workers == 3)  # the next one is read before the first has its map
+    assert f"{100 * batch.card_s / batch.wall_s:.0f} %" in " ".join(batch.remarks())

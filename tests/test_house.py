@@ -182,3 +182,47 @@ def test_ci_runs_what_a_person_runs() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert "make check" in script.read_text() and "make test" in script.read_text()
+
+
+CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_test_asserts_seconds(path: Path) -> None:
+    """A busy machine is no fault: what is asserted is what happened, not how long it took."""
+    tree = ast.parse(path.read_text())
+    spans = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and is_span(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert):
+            names = {each.id for each in ast.walk(node.test) if isinstance(each, ast.Name)}
+            assert not names & spans and not any(map(is_span, ast.walk(node.test))), f"{path.name}:{node.lineno}"
+
+
+def is_span(node: ast.AST) -> bool:
+    """Whether it is a clock's time minus another: seconds that something took."""
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and is_clock(node.left)
+
+
+def is_clock(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CLOCKS
+
+
+def test_seconds_that_are_asserted_are_noticed(tmp_path: Path) -> None:
+    for number, text in enumerate(
+        (
+            "began = time.monotonic()\nassert time.monotonic() - began < 5",
+            "took = time.perf_counter() - began\nassert took < 5",
+        )
+    ):
+        (tmp_path / f"{number}.py").write_text(text)
+        with pytest.raises(AssertionError):
+            test_no_test_asserts_seconds(tmp_path / f"{number}.py")
+    (tmp_path / "fine.py").write_text("took = time.time() - began\nprint(took)\nassert time.monotonic() < deadline")
+    test_no_test_asserts_seconds(tmp_path / "fine.py")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import stat
 from pathlib import Path
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from make_dicom import KEY, SENTINEL, TIMES, search, write
 
 from pipeline.errors import ChironError
-from pipeline.identity import key_file, label_of, load_key, load_labels, pseudonym
+from pipeline.identity import existing_key, key_file, label_of, load_key, load_labels, pseudonym
 
 
 def test_a_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +54,46 @@ def test_a_key_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ChironError, match=r"[SX]002"):
         load_key(tmp_path / "file" / "key")
+
+
+def test_a_key_that_is_there_is_read_and_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHIRON_KEY_FILE", str(tmp_path / "absent" / "key"))
+    (tmp_path / "file").write_text("in the way")
+    for place in (None, tmp_path / "key", tmp_path / "file" / "key", tmp_path / ("x" * 300)):
+        assert existing_key(place) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    key = load_key(tmp_path / "key")
+    assert existing_key(tmp_path / "key") == key
+    (tmp_path / "key").chmod(0o644)
+    with pytest.raises(ChironError, match="X002"):
+        existing_key(tmp_path / "key")
+
+
+def test_without_a_home_there_is_no_key_and_none_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHIRON_KEY_FILE", "XDG_CONFIG_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert existing_key() is None
+    with pytest.raises(ChironError, match="S002") as caught:
+        load_key()
+    assert "CHIRON_KEY_FILE" in caught.value.todo
+
+
+@pytest.mark.parametrize(("code", "expected"), [(errno.ENOSPC, "S001"), (errno.EDQUOT, "S001"), (errno.EROFS, "S002")])
+def test_a_disk_without_room_for_the_key_is_told(
+    code: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ChironError, match=expected):
+        load_key(tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

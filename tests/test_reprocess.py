@@ -117,7 +117,7 @@ def test_filters_together_name_what_each_of_them_does(output: Path) -> None:
 
 
 def test_a_state_that_is_none_is_told(output: Path) -> None:
-    with pytest.raises(ChironError, match="published or failed"):
+    with pytest.raises(ChironError, match="one of published, failed"):
         select(output, state="done")
 
 

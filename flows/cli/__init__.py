@@ -5,6 +5,7 @@ What is heavy is imported by the command that needs it, so that the others answe
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -18,12 +19,14 @@ from flows import show
 from flows.cli.look import doctor, explain, inspect, report, settings, status
 from flows.cli.maintain import prune, reconcile, reprocess
 from flows.cli.measure import bench, evaluate, grid, step
-from flows.cli.options import INTERNAL, INTERRUPTED
+from flows.cli.options import INTERRUPTED
 from flows.cli.reconstruct import demo, run
 from flows.cli.serve import deploy, serve, worker
+from flows.cli.streams import exit_code, guarded
 from flows.cli.train import train
 from flows.engine import leave
 from pipeline import __version__
+from pipeline.disk import disk_error, is_full
 from pipeline.errors import ChironError
 
 EXIT_CODES = (
@@ -52,9 +55,10 @@ app.command(epilog=EXIT_CODES)(worker)
 app.command(epilog=EXIT_CODES)(inspect)
 app.command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
 app.command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)
-app.command(epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable data, 15 settings, 16 no such device.")(
-    step
-)
+app.command(
+    epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable data, 13 no such folder, "
+    "14 output or disk space, 15 settings, 16 no such device."
+)(step)
 app.command(epilog="Exit codes: 0 done, 2 unreadable files, 10 files that do not fit together.")(evaluate)
 app.command(epilog="Exit codes: 0 done, 2 wrong usage, 14 a page that cannot be written, 16 no such device.")(bench)
 app.command(
@@ -65,7 +69,9 @@ app.command(
     epilog="Exit codes: 0 done, 2 wrong usage or files, 13 no such folder, 14 output or disk space, 15 settings, "
     "16 no such device."
 )(train)
-app.command(epilog="Exit codes: 0 well, 15 an installation or key that is wrong, 16 the device, 18 Prefect.")(doctor)
+app.command(
+    epilog="Exit codes: 0 well, 14 OUTPUT, 15 an installation or key that is wrong, 16 the device, 18 Prefect."
+)(doctor)
 app.command()(settings)
 app.command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
 
@@ -73,7 +79,9 @@ app.command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
 def main() -> None:
     """Run the command and leave at once: no library's exit hook may keep a finished command waiting."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the work as Ctrl-C does
-    leave(execute(sys.argv[1:]))
+    with guarded() as out:
+        code = execute(sys.argv[1:])
+    leave(exit_code(code, out))
 
 
 def execute(words: Sequence[str]) -> int:
@@ -89,13 +97,19 @@ def execute(words: Sequence[str]) -> int:
         show.error(error)
         return error.fault.exit
     except Exception as error:
-        show.error(
-            ChironError("R005", f"an unexpected {type(error).__name__}", "", "Set CHIRON_TRACE=1 to see the trace.")
-        )
+        fault = _coded(error)
+        show.error(fault)
         if os.environ.get("CHIRON_TRACE"):
             traceback.print_exc()
-        return INTERNAL
+        return fault.fault.exit
     return 0
+
+
+def _coded(error: Exception) -> ChironError:
+    """S001 or S002 for a disk that is full or read-only wherever it was met; else R005, an error of our own."""
+    if isinstance(error, OSError) and (is_full(error) or error.errno == errno.EROFS):
+        return disk_error(error)
+    return ChironError("R005", f"an unexpected {type(error).__name__}", "", "Set CHIRON_TRACE=1 to see the trace.")
 
 
 @app.callback(invoke_without_command=True)

@@ -2,59 +2,77 @@
 
 from __future__ import annotations
 
-import os
+import re
+import secrets
+import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flows import show
-from flows.cli.options import ALL_FAILED, INCOMPLETE, NOTHING_DONE, Input, Json, Orientation, Output, Subject
-from pipeline.errors import CATALOGUE, ChironError
-
-if TYPE_CHECKING:
-    from pipeline.find import Export
+from flows.cli.options import (
+    ALL_FAILED,
+    INCOMPLETE,
+    NOTHING_DONE,
+    DatasetLabel,
+    Input,
+    Json,
+    Orientation,
+    Results,
+    Subject,
+)
+from pipeline.errors import CATALOGUE
+from pipeline.names import meant
 
 WATCH_S = 2.0
 
 
-def inspect(input: Input, subject: Subject = None, orientation: Orientation = None, json: Json = False) -> None:
+def inspect(
+    input: Input,
+    subject: Subject = None,
+    dataset_label: DatasetLabel = "",
+    orientation: Orientation = None,
+    json: Json = False,
+) -> None:
     """Say what `run` would do with an export, and why with the rest it would not.
 
-    Reads headers only and computes nothing.
+    Reads headers only, computes nothing and writes nothing. Where there is no key of the pseudonyms yet, the labels are
+    provisional: the first run makes the key, and with it other labels. A scan that has a label in OUTPUT keeps that.
 
     Example: chiron inspect /data/export
     """
-    from pipeline.identity import load_key
+    from pipeline.find import find
+    from pipeline.find.listing import check_readable
+    from pipeline.identity import KEY_BYTES, existing_key
+    from pipeline.publish.labels import Register, settled
+    from pipeline.settings import load
 
-    if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
-        raise ChironError("S003", "no readable folder", "the folder of an export")
-    found = _search(orientation)(input, load_key(), subject)
+    check_readable(input)
+    key = existing_key()
+    words = [f"acquisition.orientation={orientation}"] if orientation else []
+    acquisition = load(None, words).acquisition
+    export = find(
+        input, key or secrets.token_bytes(KEY_BYTES), subject, acquisition=acquisition, dataset_label=dataset_label
+    )
+    found = settled(export, Register(None), explicit=subject is not None)
+    provisional = key is None and not (found.scans and all(scan.source == "bids" for scan in found.scans))
     if json:
-        show.as_json(show.export_json(found))
+        show.as_json({**show.export_json(found), "provisional_labels": provisional})
     else:
-        show.export(found, show.console())
+        show.export(found, show.console(), provisional)
     bad = bool(found.set_aside)
     raise typer.Exit((INCOMPLETE if bad else 0) if found.scans else (ALL_FAILED if bad else NOTHING_DONE))
 
 
-def _search(orientation: str | None) -> Callable[..., Export]:
-    """`find`, which believes the orientation where one is given."""
-    from pipeline.find import find
-    from pipeline.settings import load
-
-    if not orientation:
-        return find
-    return partial(find, acquisition=load(None, [f"acquisition.orientation={orientation}"]).acquisition)
-
-
 def doctor(
-    output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Where results shall go: is there room?")] = Path(),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="[OUTPUT]", help="Where results shall go: can it be written to, is there room?"),
+    ] = Path(),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     deep: Annotated[bool, typer.Option("--deep", help="Also start Prefect's embedded server.")] = False,
 ) -> None:
     """Check that this machine has what a run needs.
@@ -81,21 +99,21 @@ def explain(
 
     Example: chiron explain P002
     """
-    fault = CATALOGUE.get(code.upper())
-    if fault is None:
-        raise ChironError("X002", f"no code {code!r}", ", ".join(CATALOGUE))
+    short = re.fullmatch(r"([a-z])0*(\d{1,3})", code.strip().lower())
+    code = meant(f"{short[1]}{int(short[2]):03}" if short else code, CATALOGUE, "code")
+    fault = CATALOGUE[code]
     happens = {
         "ignore": "the file is ignored",
         "set aside": "the scan is set aside, the others go on",
         "warn": "a warning, and the scan goes on",
         "refuse": "the run is refused before computing",
     }
-    print(f"{code.upper()}: {fault.what}\n  what happens: {happens[fault.owed]}")
+    print(f"{code}: {fault.what}\n  what happens: {happens[fault.owed]}")
     print(f"  what to do:   {fault.todo}\n  exit code:    {fault.exit}")
 
 
 def status(
-    output: Output,
+    output: Results,
     json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="List the usable scans too.")] = False,
@@ -117,7 +135,7 @@ def status(
 
 
 def _watch(output: Path, everything: bool) -> None:
-    """Until Ctrl-C, which is how it is meant to end."""
+    """Until Ctrl-C, which is how it is meant to end, or until nobody reads it."""
     from rich.live import Live
 
     from flows.night import look
@@ -126,13 +144,13 @@ def _watch(output: Path, everything: bool) -> None:
         suppress(KeyboardInterrupt),
         Live(console=show.console(), auto_refresh=False) as live,
     ):
-        while True:
+        while getattr(sys.stdout, "failure", None) is None:
             live.update(show.night(look(output), everything, watched=True), refresh=True)
             time.sleep(WATCH_S)
 
 
 def report(
-    output: Output,
+    output: Results,
     subject: Annotated[
         str, typer.Argument(metavar="SUBJECT", help="Label, with or without `sub-`.", show_default=False)
     ],
@@ -141,21 +159,28 @@ def report(
 
     Example: chiron report /data/qsm sub-abc
     """
-    wanted = subject if subject.startswith("sub-") else f"sub-{subject}"
-    mine = [r for r in _records(output) if f"{r['label']}_".startswith(f"{wanted}_")]
-    pages = [output / r["folder"] / name for r in mine for name in r["files"] if name.endswith(".html")]
+    from flows.subjects import labels_in, named
+    from pipeline.ledger import read_manifests
+
+    labels = labels_in(_folder(output))
+    if not subject.strip():
+        raise typer.BadParameter("an empty SUBJECT: give a label, as `chiron status OUTPUT --all` lists them")
+    wanted = dict(zip(("sub", "ses", "run"), named(labels, subject), strict=True))
+    prefix = "_".join(f"{key}-{value}" for key, value in wanted.items() if value)
+    mine = [record for record in read_manifests(output) if f"{record['label']}_".startswith(f"{prefix}_")]
+    pages = [output / record["folder"] / name for record in mine for name in record["files"] if name.endswith(".html")]
     for page in pages:
         print(page)
+    for record in mine if not pages else ():
+        why = (record["failure"] or {}).get("code", "")
+        print(f"{record['label']}  {record['state']} {why}, without a report".replace(" ,", ","), file=sys.stderr)
+    if not mine:
+        print(f"{prefix}: no result yet", file=sys.stderr)
     raise typer.Exit(0 if pages else NOTHING_DONE)
 
 
-def _records(output: Path) -> list[dict[str, Any]]:
-    from pipeline.ledger import read_manifests
-
-    return read_manifests(_folder(output))
-
-
 def _folder(output: Path) -> Path:
-    if not output.is_dir():
-        raise ChironError("S003", "no such folder", "an output folder of `chiron run`")
+    from pipeline.disk import check_folder
+
+    check_folder(output)
     return output

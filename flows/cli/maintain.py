@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import show
-from flows.cli.options import NOTHING_DONE, Config, Device, Json, Method, Output, Set, TimeLimit, Workers
+from flows.cli.options import NOTHING_DONE, Config, Device, Json, Method, Results, Set, TimeLimit, Workers
 from flows.cli.shown import shown
 from pipeline.errors import ChironError
 
@@ -22,7 +22,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 
 
 def reprocess(
-    output: Output,
+    output: Results,
     subject: Annotated[
         str,
         typer.Argument(
@@ -58,11 +58,14 @@ def reprocess(
     Example: chiron reprocess /data/qsm --verdict "do not use" --method rts
     """
     from flows.reprocess import Wanted, choose
+    from flows.subjects import labels_in, named
     from pipeline import settings as all_settings
 
     output = output.absolute()
     _is_ours(output)
     whole = all_settings.load(config, set or [], method=method, device=device) if config else None
+    if subject or session or run:
+        subject, session, run = named(labels_in(output), subject, session, run)
     chosen = choose(
         output,
         Wanted(subject, session, run, state, verdict, code, older),
@@ -114,7 +117,7 @@ def _again(jobs: list[Job], output: Path, stage: str, workers: int, time_limit: 
     return shown(do, output, terms, as_json=as_json)
 
 
-def reconcile(output: Output, json: Json = False) -> None:
+def reconcile(output: Results, json: Json = False) -> None:
     """Put right what runs left that were killed: half-made files, and runs that Prefect still takes to be at work.
 
     Scans that were begun and have no result are listed; the next run of their export, or `reprocess`, continues them.
@@ -140,7 +143,7 @@ def reconcile(output: Output, json: Json = False) -> None:
 
 
 def prune(
-    output: Output,
+    output: Results,
     keep_days: Annotated[
         float, typer.Option(min=0.0, metavar="N", help="Keep what is younger than so many days.")
     ] = 30,
@@ -170,7 +173,9 @@ def prune(
 
 
 def _is_ours(output: Path) -> None:
+    from pipeline.disk import check_folder
     from pipeline.publish.dataset import private
 
+    check_folder(output)
     if not private(output).is_dir():
         raise ChironError("S003", "no output folder of ours", "an output folder of `chiron run`")

@@ -11,7 +11,9 @@ from typing import Annotated
 import typer
 
 from flows import show
-from flows.cli.options import Config, Device, Json, MaxSeconds, Method, Set, time_budget
+from flows.cli.options import Config, Device, Json, MaxSeconds, Method, Set, source, target, time_budget
+from models.methods import METHODS
+from pipeline.names import did_you_mean, match
 
 Page = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the page there, not to the screen.")]
 
@@ -24,9 +26,14 @@ def step(
         ),
     ],
     input: Annotated[
-        Path, typer.Argument(metavar="IN", help="Folder of the artefacts that the stage reads.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="IN", help="Folder of the artefacts that the stage reads.", show_default=False, parser=source
+        ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for those it makes.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for those it makes.", show_default=False, parser=target)
+    ],
     method: Method = None,
     device: Device = None,
     set: Set = None,
@@ -49,7 +56,9 @@ def step(
     from flows.step import overrides, run_step
     from flows.watch import watching
     from pipeline import settings as all_settings
+    from pipeline.disk import check_folder
 
+    check_folder(input)
     words = [*overrides(input, set or [], method), *time_budget(max_seconds)]
     settings = all_settings.load(None, words, method=method, device=device)
     with watching(show.console(stderr=True), stage, "running") as progress:
@@ -109,7 +118,12 @@ def bench(
         list[str] | None, typer.Option(help="cpu or cuda:N; may be repeated. Else all there are.")
     ] = None,
     step: Annotated[
-        list[str] | None, typer.Option(metavar="STEP,...", help="Steps, or how their names begin, as invert.")
+        list[str] | None,
+        typer.Option(
+            metavar="STEP,...",
+            help="Steps, or how their names begin, as invert: of invert-METHOD there are all methods. An unknown one "
+            "lists them all.",
+        ),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs, of which the median counts.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="Only 96x96x96, timed once.")] = False,
@@ -142,7 +156,8 @@ def grid(
         list[str] | None, typer.Option(metavar="CELL,...", help="Only these; an unknown one lists them all.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(metavar="METHOD,...", help="Only these; learned ones too. Else all classical.")
+        list[str] | None,
+        typer.Option(metavar="METHOD,...", help=f"Only these, of {', '.join(METHODS)}. Else all classical."),
     ] = None,
     part: Annotated[
         list[str] | None,
@@ -225,9 +240,11 @@ def _named(given: Iterable[str] | None, known: Collection[str], what: str, by_st
     """The known names that the words (each one or more, with commas between) ask for."""
     found: list[str] = []
     for word in (word for words in given or [] for word in words.split(",")):
-        matches = [n for n in known if n == word] or [n for n in known if by_start and n.startswith(f"{word}-")]
+        exact = match(word, known)
+        matches = [exact] if exact else [n for n in known if by_start and n.startswith(f"{word.strip().lower()}-")]
         if not matches:
-            raise typer.BadParameter(f"no {what} {word!r}; there are {', '.join(known)}")
+            near = did_you_mean(word, known)
+            raise typer.BadParameter(f"no {what} {word!r}.{' ' + near if near else ''} There are {', '.join(known)}")
         found += matches
     return list(dict.fromkeys(found))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from models.methods import CHOICES, METHODS
 from pipeline.errors import ChironError
 
 if TYPE_CHECKING:
@@ -14,26 +15,53 @@ if TYPE_CHECKING:
 
 INTERNAL, INCOMPLETE, NOTHING_DONE, ALL_FAILED, INTERRUPTED = 1, 10, 11, 12, 130
 
+
+def source(text: str) -> Path:
+    """A folder to read; S003 for an empty word, which a path would take for the working folder."""
+    if not text.strip():
+        raise ChironError("S003", "an empty path", "the name of a folder")
+    return Path(text)
+
+
+def target(text: str | Path) -> Path:
+    """A folder to write to; S002 for an empty word."""
+    if not str(text).strip():
+        raise ChironError("S002", "an empty path", "the name of a folder")
+    return Path(text)
+
+
 Input = Annotated[
     Path,
     typer.Argument(
-        metavar="INPUT", help="Folder of DICOM exports, or a BIDS dataset. Never written to.", show_default=False
+        metavar="INPUT",
+        help="Folder of DICOM exports, or a BIDS dataset. Never written to.",
+        show_default=False,
+        parser=source,
     ),
 ]
 Output = Annotated[
     Path,
-    typer.Argument(metavar="OUTPUT", help="Folder of the results, a BIDS derivatives dataset.", show_default=False),
+    typer.Argument(
+        metavar="OUTPUT", help="Folder of the results, a BIDS derivatives dataset.", show_default=False, parser=target
+    ),
+]
+Results = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUTPUT", help="Folder of results, as `chiron run` made it.", show_default=False, parser=source
+    ),
 ]
 Method = Annotated[
     str | None,
-    typer.Option(
-        help="Reconstruction to publish: auto, classical, tkd, rts, tv, nltv, medi, tfi, dip, diffusion or cyclegan."
-    ),
+    typer.Option(help=f"Reconstruction to publish: {', '.join(CHOICES[:-1])} or {CHOICES[-1]}."),
 ]
 Also = Annotated[
-    list[str] | None, typer.Option(metavar="METHOD,...", help="Further methods to publish beside it; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="METHOD,...", help=f"Further methods to publish beside it; may be repeated: {', '.join(METHODS)}."
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Config = Annotated[Path | None, typer.Option(help="Settings file (TOML); `chiron settings` prints one.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting; may be repeated.")

@@ -27,6 +27,7 @@ from flows.cli.options import (
     TimeLimit,
     Workers,
     override_from,
+    target,
     time_budget,
 )
 from flows.cli.shown import shown
@@ -51,7 +52,14 @@ def run(
         str | None, typer.Option(help="Unit of the stored phase: radians, degrees, milliradians, 0-4095, +-4096.")
     ] = None,
     phase_sign: Annotated[str | None, typer.Option(help="Sign of the phase: + or -.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Own brain mask, NIfTI on the scan's grid.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE, DIR or PATTERN",
+            help="Own brain mask, NIfTI on the scan's grid. Of several scans: a folder of masks named as these "
+            "(sub-x_ses-y_desc-brain_mask.nii.gz or sub-x_ses-y.nii.gz), or a pattern as 'masks/{label}.nii.gz'.",
+        ),
+    ] = None,
     upsample: Annotated[
         str | None,
         typer.Option(metavar="N or N,N,N", help="A further map on voxels so many times finer, 1 to 4 along each axis."),
@@ -76,6 +84,7 @@ def run(
     """
     from flows import batch as batches
     from pipeline import settings as all_settings
+    from pipeline.find.listing import check_readable
     from pipeline.identity import load_labels
     from pipeline.publish.key import key_of
 
@@ -85,6 +94,7 @@ def run(
     beside = [name for given in also or [] for name in given.split(",")] or None
     settings = all_settings.load(config, words, method=method, also=beside, device=device, upsample=upsample)
     source, given = input.absolute(), load_labels(labels) if labels else None
+    check_readable(source)
     batches.apart(source, output.absolute())
     terms = batches.machine_terms(settings, workers, time_limit_s=time_limit)
     batch = shown(
@@ -100,7 +110,9 @@ def run(
 
 
 def demo(
-    output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Folder of the results.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Argument(metavar="[OUTPUT]", help="Folder of the results.", parser=target)] = Path(
+        "demo-output"
+    ),
     method: Method = "dip",
     vendor: Annotated[
         str, typer.Option(help="Whose files to write: siemens, philips, philips-enhanced or ge.")
@@ -117,13 +129,14 @@ def demo(
     Example: chiron demo demo-output --vendor ge
     """
     from flows import batch as batches
-    from flows.demo import simulate
+    from flows.demo import checked, simulate
     from pipeline import settings as all_settings
     from pipeline.publish import prepare
     from pipeline.publish.key import key_of
 
-    beside = [name for name in ("dip", "tkd", "rts", "tv") if name != method]
+    beside = [name for name in ("dip", "tkd", "rts", "tv") if name != str(method).strip().lower()]
     settings = all_settings.load(None, set or [], method=method, also=beside, device=device)
+    vendor, terms = checked(vendor, voxel_size), batches.machine_terms(settings)
     output = output.absolute()
     prepare(output)
     show.console(stderr=True).print("simulating a head and its scan")
@@ -132,7 +145,7 @@ def demo(
     batch = shown(
         lambda batch: batches.run(batch, made.export, settings, key, "demo", made.truth),
         output,
-        batches.machine_terms(settings),
+        terms,
     )
     for outcome in batch.outcomes:
         qc = output / Path(outcome.report).parent / "anat" / f"{outcome.label}_qc.json"

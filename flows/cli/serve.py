@@ -11,6 +11,7 @@ import typer
 
 from flows.cli.options import Config, Device, Input, Labels, Method, Output, Set, TimeLimit, Workers
 from pipeline.errors import ChironError
+from pipeline.names import meant
 
 if TYPE_CHECKING:
     from flows.deploy import Times
@@ -157,8 +158,7 @@ def worker(
     from flows.serve.worker import work_for
     from flows.site import INPUT_VARIABLE, OUTPUT_VARIABLE, Site
 
-    if pool not in POOLS:
-        raise typer.BadParameter(f"no pool {pool!r}; there are {', '.join(POOLS)}")
+    pool = meant(pool, POOLS, "pool")
     os.environ[OUTPUT_VARIABLE] = str(output.absolute())
     if input:
         os.environ[INPUT_VARIABLE] = str(input.absolute())
@@ -179,13 +179,13 @@ def _site(input: Path, output: Path, settings: dict[str, Any], **more: Any) -> S
     """S003 where the input cannot be read, S002 where the two are not apart, X002 for an unfit key or table."""
     from flows.batch import apart
     from flows.site import Site
+    from pipeline.find.listing import check_readable
     from pipeline.identity import load_labels
     from pipeline.publish.key import key_of
 
     input, output = input.absolute(), output.absolute()
+    check_readable(input)
     apart(input, output)
-    if not input.is_dir() or not os.access(input, os.R_OK | os.X_OK):
-        raise ChironError("S003", "no readable folder", "the folder of an export")
     key, labels = more.pop("key_file"), more.pop("labels_file")
     key_of(output, key)
     if labels:

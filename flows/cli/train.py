@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.train.plan import Plan
+from pipeline.names import meant
 
 
 def train(
@@ -77,8 +78,7 @@ def train(
     from flows.train.methods import METHODS
     from pipeline.work import disk_error
 
-    if method not in METHODS:
-        raise typer.BadParameter(f"no training for {method!r}; there is {', '.join(METHODS)}")
+    method = meant(method, METHODS, "method to train")
     own = {"scans": scans, "first": first, "config": config, "maps": maps, "workers": workers}
     own |= {"fields": fields, "preset": preset, "adversary": adversary}
     given = {name: value for name, value in own.items() if value is not None}

@@ -12,6 +12,7 @@ import torch
 
 from models.gre import Simulation, scan_head
 from models.head import Head, head_from_labels, resample_labels, simulate_head
+from pipeline.disk import check_folder
 from pipeline.errors import ChironError
 
 FIELD_OF_VIEW_MM = (176, 208, 176)
@@ -87,8 +88,7 @@ def anatomies(seeds: tuple[int, ...], place: int, labels: list[Path]) -> list[An
 
 def label_maps(folder: Path) -> list[Path]:
     """The NIfTI files of a folder, by name; S003 where it cannot be read, X002 where there is none."""
-    if not folder.is_dir():
-        raise ChironError("S003", "no such folder", "a folder of label maps")
+    check_folder(folder)
     found = sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz")))
     if not found:
         raise ChironError("X002", "no label map", "NIfTI files of FreeSurfer's codes")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from flows.deploy import Times, deploy
-from flows.engine import QUIET, STARTUP_S, leave, wait_for
+from flows.engine import QUIET, STARTUP_S, check_room, leave, or_no_room, wait_for
 from flows.pools import CPU, GPU
 from flows.serve.child import Child
 from flows.site import OUTPUT_VARIABLE, Site
@@ -67,6 +67,7 @@ def serve(site: Site, times: Times, port: int, say: Callable[[str], None]) -> No
 def served(site: Site, port: int) -> dict[str, str]:
     """The settings of Prefect for a site on this machine: only this machine is answered, and only with the password."""
     home = private(site.output) / "prefect"
+    check_room(home)
     password = _password(home)
     return {
         **QUIET,
@@ -94,7 +95,8 @@ def _begin(server: Child, times: Times, at_once: int, told: threading.Event) -> 
     """Have the server answer, with all deployments; where it is told to stop before, nothing is owed."""
     server.start()
     try:
-        wait_for(server.environment["PREFECT_API_URL"], STARTUP_S, lambda: server.alive and not told.is_set())
+        with or_no_room(Path(server.environment["PREFECT_HOME"])):
+            wait_for(server.environment["PREFECT_API_URL"], STARTUP_S, lambda: server.alive and not told.is_set())
         deploy(times, at_once)
     except ChironError:
         if not told.is_set():
@@ -149,7 +151,6 @@ def _end(server: Child, workers: list[Child]) -> None:
 
 def _password(home: Path) -> str:
     """Of the server: made once, for its owner's eyes only."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = home / PASSWORD
     if not path.exists():
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 
 from flows.train.examples import MapExamples, Shelf, own_fields, simulated_fields
+from flows.train.files import published_fields
 from flows.train.loop import devices, learn, named, take_up
 from flows.train.pictures import save_samples
 from flows.train.plan import Plan, Say
@@ -28,6 +29,7 @@ from models.seen import SCALE_PPM
 from models.train import Trainer
 from pipeline import __version__
 from pipeline.errors import ChironError
+from pipeline.names import meant
 
 KEPT = 0.998  # of the running mean of the weights at each step
 KEPT_MAPS = 40  # in memory
@@ -44,13 +46,16 @@ def train_cyclegan(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     Goes on from `folder`/checkpoint.pt where there is one; `plan.minutes` are those of all runs. Returns the card. X001
     for a preset, critic or device that is none, S003 and X002 for files of no use, R001 for a device that is not there.
     """
-    form, name = _form(plan), "cyclegan-seed" if plan.preset == "seed" else "cyclegan"
+    form = _form(plan)
+    name = "cyclegan-seed" if form.plain else "cyclegan"
     device, *others = devices(plan.device)
     if others:
         raise ChironError("X001", f"{1 + len(others)} devices", "one: cyclegan trains on one device")
     sources, held = map_sources(plan)
     for some in (sources, held):
         some.check()
+    if plan.fields:
+        published_fields(plan.fields)  # before the folder is made
     torch.manual_seed(plan.seed)
     network = form.network()
     channels = [layer.weight.shape[0] for layer in (network.unet.first, *network.unet.down)]
@@ -74,13 +79,10 @@ def train_cyclegan(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
 
 
 def _form(plan: Plan) -> Form:
-    if plan.preset not in FORMS:
-        raise ChironError("X001", f"the preset {plan.preset!r}", f"one of {', '.join(FORMS)}")
-    form = FORMS[plan.preset]
-    for adversary in get_args(Adversary):
-        if adversary == (plan.adversary or form.adversary):
-            return replace(form, adversary=adversary)
-    raise ChironError("X001", f"the adversary {plan.adversary!r}", f"one of {', '.join(get_args(Adversary))}")
+    form = FORMS[meant(plan.preset, FORMS, "preset", "X001", "See the command's --help.")]
+    known = get_args(Adversary)
+    adversary = meant(plan.adversary or form.adversary, known, "adversary", "X001", "See the command's --help.")
+    return replace(form, adversary=next(each for each in known if each == adversary))
 
 
 def _all_but_one() -> int:

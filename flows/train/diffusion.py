@@ -27,6 +27,7 @@ from models.maps import THICKEST_MM, VOXELS_MM
 from models.train import Trainer
 from pipeline import __version__
 from pipeline.errors import ChironError
+from pipeline.names import meant
 
 KEPT = 0.999  # of the running mean of the weights at each step
 HELD = range(10**9, 10**9 + 8)  # numbers of maps that are never learned from
@@ -51,9 +52,7 @@ def train_diffusion(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
     Goes on from `folder`/checkpoint.pt where there is one; `plan.minutes` are those of all runs. Returns the card. X001
     for a configuration or device that is none, X002 for files that are of no use, R001 for a device that is not there.
     """
-    if plan.config not in CONFIGS:
-        raise ChironError("X001", f"the configuration {plan.config!r}", f"one of {', '.join(CONFIGS)}")
-    config = CONFIGS[plan.config]
+    config = CONFIGS[meant(plan.config, CONFIGS, "configuration", "X001", "See the command's --help.")]
     where = devices(plan.device)
     for sources in map_sources(plan):
         if count := len(sources.labels) + len(sources.own):

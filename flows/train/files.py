@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.maps import Map
+from pipeline.disk import check_folder
 from pipeline.errors import ChironError
 from pipeline.volumes import bounding_box
 
@@ -42,8 +43,7 @@ def files(folder: Path | None, kind: str) -> tuple[Path, ...]:
     """The NIfTI files of a folder, by name; S003 where it cannot be read, X002 where there is none."""
     if folder is None:
         return ()
-    if not folder.is_dir():
-        raise ChironError("S003", "no such folder", f"a folder of {kind}s")
+    check_folder(folder)
     found = tuple(sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz"))))
     if not found:
         raise ChironError("X002", f"no {kind}", KINDS[kind])
@@ -52,8 +52,7 @@ def files(folder: Path | None, kind: str) -> tuple[Path, ...]:
 
 def published_fields(folder: Path) -> tuple[Path, ...]:
     """The local fields of a derivatives folder, by path; S003 where it cannot be read, X002 where there is none."""
-    if not folder.is_dir():
-        raise ChironError("S003", "no such folder", "a folder of published derivatives")
+    check_folder(folder)
     found = tuple(sorted(folder.rglob(PUBLISHED)))
     if not found:
         raise ChironError("X002", "no own field", f"files {PUBLISHED} with their sidecars")

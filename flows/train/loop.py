@@ -15,11 +15,8 @@ from pipeline.errors import ChironError
 
 
 def devices(names: str) -> list[torch.device]:
-    """One device or several of a kind; X001 for what names none, R001 for one that is not there."""
-    try:
-        found = [pick_device(name.strip()) for name in names.split(",")]
-    except RuntimeError:
-        raise ChironError("X001", f"the device {names!r}", "auto, cpu or cuda:N") from None
+    """One device or several of a kind; R001 for one that is not there, X001 for several that do not go together."""
+    found = [pick_device(name) for name in names.split(",")]
     mixed = len({device.type for device in found}) > 1
     if mixed or (found[0].type == "cuda" and len(set(found)) < len(found)):
         raise ChironError("X001", f"the devices {names!r}", "devices of one kind, no GPU twice")

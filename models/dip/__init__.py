@@ -19,14 +19,14 @@ from torch import Tensor
 
 from models.cg import conjugate_gradients
 from models.dip.fitting import Fitting, learned
-from models.dip.params import DIP, resolved
+from models.dip.params import DIP
 from models.dip.stopping import Stopping
 from models.dipole import Dipole
 from models.found import Found
 from models.generator import needed_bytes
 from models.seen import Given, educated
 
-__all__ = ["DIP", "Found", "learned", "needed_bytes", "reconstruct", "resolved"]
+__all__ = ["DIP", "Found", "learned", "needed_bytes", "reconstruct"]
 
 Progress = Callable[[float, str], None]
 
@@ -47,7 +47,6 @@ def reconstruct(
     Where the loss ceases to be finite the result is not finite either: the caller decides what to put in its place.
     """
     began = time.monotonic()
-    params = resolved(params)
     given = Given(field, weight, _operator(dipole, params))
     start = given.classical("tv" if params.network == "educated" else params.start)
     seen = educated(given, start) if params.network == "educated" else None

@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from models.params import param
+from models.params import param, with_presets
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "untrained": {
+        "network": "untrained",
+        "input": "noise",
+        "channels": (12, 24, 48),
+        "strength": 40.0,
+        "rate": 0.003,
+        "iterations": 200,
+        "discrepancy": 1.0,
+        "window": 20,
+        "patience": 60,
+    },
+    "seed": {  # github.com/9B8DY6/QSM-reconstruction: its code, which differs from its text
+        "network": "untrained",
+        "input": "field",
+        "start": "zero",
+        "channels": (16, 32, 64, 128),
+        "data": "absolute",
+        "gradient": 0.0,
+        "strength": 0.0,
+        "laplacian": 0.001,
+        "rate": 0.001,
+        "iterations": 500,
+        "jitter": 0.0,
+        "average": 0.0,
+        "discrepancy": 0.0,
+        "patience": 100000,
+    },
+}
 
 
+@with_presets(PRESETS)
 @dataclass(frozen=True)
 class DIP:
     """Deep Image Prior: a network fitted to one scan, from weights learned on simulated heads or from random ones."""
 
     preset: Literal["default", "untrained", "seed"] = param(
-        "default", "untrained: from random weights; seed: as the method's first code for QSM; they set what they need"
+        "default",
+        "untrained: from random weights; seed: as the method's first code for QSM; it gives what is not set otherwise",
     )
     network: Literal["educated", "untrained"] = param(
         "educated", "weights to begin with: learned on simulated heads, or random"
@@ -57,40 +90,3 @@ class DIP:
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"channels = {self.channels}: one width of at least 1 for each level")
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "untrained": {
-        "network": "untrained",
-        "input": "noise",
-        "channels": (12, 24, 48),
-        "strength": 40.0,
-        "rate": 0.003,
-        "iterations": 200,
-        "discrepancy": 1.0,
-        "window": 20,
-        "patience": 60,
-    },
-    "seed": {  # github.com/9B8DY6/QSM-reconstruction: its code, which differs from its text
-        "network": "untrained",
-        "input": "field",
-        "start": "zero",
-        "channels": (16, 32, 64, 128),
-        "data": "absolute",
-        "gradient": 0.0,
-        "strength": 0.0,
-        "laplacian": 0.001,
-        "rate": 0.001,
-        "iterations": 500,
-        "jitter": 0.0,
-        "average": 0.0,
-        "discrepancy": 0.0,
-        "patience": 100000,
-    },
-}
-
-
-def resolved(params: DIP) -> DIP:
-    """The parameters that a fit goes by: what the preset does not set is as given."""
-    return replace(params, **PRESETS[params.preset])

@@ -41,6 +41,13 @@ def convert_dicom(scan: Scan, acquisition: Acquisition, scratch: Path) -> Stored
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def header_grid(scan: Scan) -> tuple[tuple[int, ...], Array]:
+    """Shape and affine (column, row, slice -> RAS mm) of the scan's first volume, by its headers."""
+    with quiet():
+        slices = _Slices(_Reader(scan), scan.volumes[0])
+    return slices.shape, np.asarray(_LPS_TO_RAS @ slices.header_affine)
+
+
 def _convert(scan: Scan, acquisition: Acquisition, scratch: Path) -> Stored:
     calls: dict[frozenset[int], list[Volume]] = {}
     for volume in scan.volumes:

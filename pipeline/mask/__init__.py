@@ -10,7 +10,6 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from pipeline.filters import erode
 from pipeline.find.orientation import affine_of, read_header, stated_affine
 from pipeline.mask.brain import tissue
 from pipeline.mask.network import deepbet
+from pipeline.mask.own import load, voxels
 from pipeline.mask.shapes import largest, pieces
 from pipeline.volumes import Echoes, Grid
 
@@ -34,7 +34,11 @@ class Mask:
     method: Literal["tissue", "deepbet"] = param(
         "tissue", "tissue needs nothing else; deepbet is a network trained on T1-weighted images, an extra to install"
     )
-    file: str = param("", "own mask, a NIfTI file on the scan's grid; taken as it is")
+    file: str = param(
+        "",
+        "own mask, a NIfTI file on the scan's grid, taken as it is; of several scans a folder of masks named as these, "
+        "or a pattern such as masks/{label}.nii.gz",
+    )
     threshold: float = param(
         0.75, "least signal of brain tissue as a share of that around it; less takes in more CSF", 0.3, 1
     )
@@ -102,28 +106,21 @@ def read_mask(file: Path, grid: Grid, orientation: str = "") -> Tensor:
 
     Of a file that states no orientation the axes run as `orientation` has it, and its place is that of the scan.
     """
-    header = read_header(file)
+    image, header = load(file), read_header(file)
     stated = stated_affine(header) if header is not None else None
     if header is not None and stated is None and not orientation:
         what = "a mask without orientation (qform_code and sform_code are 0, or their matrix spans no space)"
         raise ChironError("X002", what, "a mask with the scan's orientation", "Give it with --orientation.")
-    try:
-        image = nib.load(file)
-        if header is not None:
-            image = nib.Nifti1Image(image.dataobj, affine_of(header, orientation) if stated is None else stated)
-        image = nib.as_closest_canonical(image)
-        target = nib.io_orientation(np.asarray(grid.affine))
-        turn = nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], target)
-        image = image.as_reoriented(turn)
-        values = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, ImageFileError) as error:
-        raise ChironError("X002", f"a mask that cannot be read ({type(error).__name__})", "a NIfTI file") from None
-    same_place = (header is not None and stated is None) or np.allclose(image.affine, grid.affine, atol=0.1)
-    if values.shape != grid.shape or not same_place:
-        raise ChironError(
-            "X002", f"a mask of shape {values.shape} or place unlike the scan's", f"{grid.shape}, same affine"
-        )
-    return torch.from_numpy(np.nan_to_num(values) > 0.5)
+    if header is not None:
+        image = nib.Nifti1Image(image.dataobj, affine_of(header, orientation) if stated is None else stated)
+    image = nib.as_closest_canonical(image)
+    target = nib.io_orientation(np.asarray(grid.affine))
+    image = image.as_reoriented(nib.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], target))
+    same_place = (header is not None and stated is None) or np.allclose(image.affine, np.asarray(grid.affine), atol=0.1)
+    if image.shape != grid.shape or not same_place:
+        fault = f"a mask of shape {image.shape} or place unlike the scan's"
+        raise ChironError("X002", fault, f"{grid.shape}, same affine")
+    return torch.from_numpy(voxels(image))
 
 
 def _own_or_found(echoes: Echoes, quality: Tensor, params: Mask, orientation: str) -> Tensor:

@@ -57,7 +57,7 @@ def prepare(output: Path) -> None:
     What somebody added to `dataset_description.json` or `.bidsignore` stays. A README of theirs stays as it is.
     S002 where the output cannot be written or is another program's dataset, S001 where the disk is full.
     """
-    _refuse_foreign(output)
+    refuse_foreign(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         private(output).mkdir(mode=0o700, exist_ok=True)
@@ -102,7 +102,8 @@ def cite(output: Path, papers: Iterable[str]) -> None:
     revise(output, CITATIONS, cited)
 
 
-def _refuse_foreign(output: Path) -> None:
+def refuse_foreign(output: Path) -> None:
+    """S002 where another program's dataset stands in `output`."""
     path = output / DESCRIPTION
     if not path.exists():
         return

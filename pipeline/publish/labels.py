@@ -9,6 +9,7 @@ jobs in the work folders tell what was given.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 
 from pipeline.entities import split
 from pipeline.errors import ChironError
-from pipeline.find import Scan, SetAside
+from pipeline.find import Export, Scan, SetAside
 from pipeline.ledger import Record, read_manifests, records_of, records_of_subject
 from pipeline.publish.dataset import private
 from pipeline.publish.swap import locked, write_in_place
@@ -67,10 +68,13 @@ class Subject:
 
 
 class Register:
-    """The labels that an output folder has given, read as they are needed. Open it with `register`."""
+    """The labels that an output folder has given, read as they are needed. Open it with `register`.
 
-    def __init__(self, output: Path) -> None:
-        self.output, self.folder = output, private(output) / FOLDER
+    Without an output it knows none.
+    """
+
+    def __init__(self, output: Path | None) -> None:
+        self.output, self.folder = output or Path(os.devnull), private(output or Path(os.devnull)) / FOLDER
         self._subjects: dict[str, Subject] = {}
 
     def subject(self, label: str) -> Subject:
@@ -142,6 +146,12 @@ def register(output: Path) -> Iterator[Register]:
             labels.build()
         yield labels
         labels.save()
+
+
+def settled(export: Export, labels: Register, explicit: bool = False) -> Export:
+    """The export with its scans under their own labels; those whose label another has are set aside."""
+    scans, aside = settle(export.scans, labels, explicit)
+    return replace(export, scans=tuple(scans), set_aside=(*export.set_aside, *aside))
 
 
 def settle(scans: Sequence[Scan], labels: Register, explicit: bool = False) -> tuple[list[Scan], list[SetAside]]:

@@ -186,14 +186,13 @@ def test_19_a_hundred_thousand_files_in_a_folder_take_less_than_a_gigabyte(tmp_p
 
 
 @pytest.mark.slow
-def test_19_an_inbox_of_a_hundred_thousand_files_is_looked_at_in_seconds_where_nothing_has_changed(
-    tmp_path: Path,
+def test_19_of_an_inbox_of_a_hundred_thousand_files_no_header_is_read_where_nothing_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = site(tmp_path, quiet_s=100, patience_s=1000)
     write(tmp_path / "one", **{**SMALL, "shape": (4, 4, 50)})
     _multiply(tmp_path / "one", here.input / "many", 100_000)
     assert look(here, KEY, 0).waiting == 500
-    began = time.process_time()
+    monkeypatch.setattr("flows.intake.units.study_of", lambda *_: pytest.fail("a header was read"))
     assert look(here, KEY, 1).waiting == 500
-    assert time.process_time() - began < 10
     assert (here.output / ".chiron" / "intake.json").stat().st_size < 20e6

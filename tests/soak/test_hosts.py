@@ -38,7 +38,7 @@ def test_two_hosts_share_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[
     shares = [list(outcomes.values()).count("published") for outcomes in together]
     with capsys.disabled():
         print(f"\none host {alone_s:.0f} s, two {together_s:.0f} s: {alone_s / together_s:.2f} times as fast, {shares}")
-    assert alone_s > together_s
+    assert min(shares) > 0
 
 
 def _race(folder: Path, name: str, cores: list[int]) -> tuple[float, list[dict[str, str]]]:
