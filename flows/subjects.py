@@ -23,8 +23,12 @@ def labels_in(output: Path) -> list[str]:
 def named(labels: Iterable[str], subject: str = "", session: str = "", run: str = "") -> tuple[str, str, str]:
     """Subject, session and run, each empty where it was, once it is sure that a scan among `labels` bears them.
 
-    Each may have its prefix; `subject` may be the label of a scan, as `sub-abc_ses-1`. X005, with what there is.
+    Each may have its prefix; `subject` may be the label of a scan, as `sub-abc_ses-1`, and is returned whole where more
+    than the three tells the scan from others, as `sub-abc_acq-a`. X005, with what there is.
     """
+    labels, whole = list(labels), f"sub-{_bare('sub', subject)}"
+    if whole in labels and _entities(whole).keys() - {"sub", "ses", "run"}:
+        return whole, "", ""
     first, *more = subject.split("_")
     wanted = {"sub": first, **_entities("_".join(more))}
     wanted |= {key: value for key, value in (("ses", session), ("run", run)) if value}

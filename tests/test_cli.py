@@ -173,7 +173,7 @@ def test_run_says_how_many_at_once_and_for_how_long(ran: Ran, tmp_path: Path) ->
 def test_an_interrupt_ends_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(flows.batch, "run", interrupted)
@@ -256,7 +256,7 @@ def test_run_says_for_each_scan_how_it_ended(ran: Ran, tmp_path: Path, capsys: p
 def test_inspect_accounts_for_every_file_and_names_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline.find, "find", lambda folder, key, subject: found())
+    monkeypatch.setattr(pipeline.find, "find", lambda *args, **more: found())
     assert execute(["inspect", str(tmp_path)]) == 10
     said = capsys.readouterr().out
     assert "9 files: 4 in 1 scan, 3 set aside, 2 ignored" in said and "2 x F002" in said

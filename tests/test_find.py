@@ -208,7 +208,7 @@ def test_equal_copies_of_an_image_are_used_once(tmp_path: Path) -> None:
     bids(tmp_path, "sub-01", extension=".nii")
     found = search(tmp_path)
     (scan,) = found.scans
-    assert [n.code for n in scan.notices] == ["G001"] and len(scan.volumes) == 6 and not found.set_aside
+    assert "G001" in [n.code for n in scan.notices] and len(scan.volumes) == 6 and not found.set_aside
     assert [i.code for i in found.ignored].count("G001") == 6
     assert len(scan.files) + len(found.ignored) == found.files_seen
 

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 from ledgers import SETTINGS, put_record, run_through, states
 from make_bids import bids
-from make_dicom import KEY, write
+from make_dicom import KEY, SHAPE, write
 
 from flows.batch import Batch, plan
 from flows.keep import overrides_for
@@ -178,7 +180,7 @@ def test_a_mask_of_a_decision_is_told_by_its_hash_alone(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     bids(source, "sub-01")
     mask = tmp_path / "Zebedee_mask.nii.gz"
-    mask.write_bytes(b"mask")
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.diag([1, 1.1, 2, 1])), mask)
     override = Override.now({"mask.file": str(mask)})
     run_through(output, source, override.apply(SETTINGS), override=override)
     assert record_of(output)["override"]["settings"]["mask.file"].startswith("sha256:")

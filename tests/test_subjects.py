@@ -12,7 +12,7 @@ from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import SetAside
 from pipeline.publish import prepare, record_set_aside
 
-LABELS = ["sub-abc_ses-1", "sub-abc_ses-2_run-1", "sub-abd", "unknown"]
+LABELS = ["sub-abc_ses-1", "sub-abc_ses-2_run-1", "sub-abd", "sub-abd_acq-a_run-1", "unknown"]
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def output(tmp_path: Path) -> Path:
         (["abc", "ses-2", "run-1"], ("abc", "2", "1")),
         (["", "ses-1"], ("", "1", "")),
         (["", "", ""], ("", "", "")),
+        (["sub-abd_acq-a_run-1"], ("sub-abd_acq-a_run-1", "", "")),
     ],
 )
 def test_each_may_have_its_prefix(words: list[str], expected: tuple[str, str, str]) -> None:

@@ -166,7 +166,7 @@ def report(
     if not subject.strip():
         raise typer.BadParameter("an empty SUBJECT: give a label, as `chiron status OUTPUT --all` lists them")
     wanted = dict(zip(("sub", "ses", "run"), named(labels, subject), strict=True))
-    prefix = "_".join(f"{key}-{value}" for key, value in wanted.items() if value)
+    prefix = "_".join(f"{key}-{value.removeprefix('sub-')}" for key, value in wanted.items() if value)
     mine = [record for record in read_manifests(output) if f"{record['label']}_".startswith(f"{prefix}_")]
     pages = [output / record["folder"] / name for record in mine for name in record["files"] if name.endswith(".html")]
     for page in pages:
