@@ -184,7 +184,10 @@ PAIRS: dict[tuple[str, float], tuple[Scan, Scan]] = {
     ("field_noise_ppm", 0.004): (scan(snr=16.0), scan(snr=12.0)),
     ("field_noise_ppm", 0.008): (scan(snr=8.0), scan(snr=6.0)),
     ("cut_share", 0.15): (scan(cut_mm=28.0), scan(cut_mm=32.0)),
-    ("volume_ml", 1): (scan(mask=("speck", 12.0), background="tfi"), scan(mask=("speck", 8.0), background="tfi")),
+    ("volume_ml", 1): (
+        scan(mask=("speck", 10.8), background="tfi", voxel_mm=2.7),
+        scan(mask=("speck", 8.1), background="tfi", voxel_mm=2.7),
+    ),
     ("volume_ml", 700): (scan(mask=("shrunk", 10.0)), scan(mask=("shrunk", 12.0))),
     ("volume_ml", 2200): (scan(mask=("grown", 8.0)), scan(mask=("grown", 12.0))),
     ("components", 1): (scan(), scan(mask=("piece", 1.0))),
