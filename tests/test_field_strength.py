@@ -325,9 +325,9 @@ def test_a_job_of_an_earlier_version_is_done_again_with_the_true_field(kind: str
 def test_the_record_says_which_b0_and_from_what(tmp_path: Path) -> None:
     write(tmp_path, b0=SIEMENS_3T)
     (scan,) = search(tmp_path).scans
-    said = B0.of(scan, Acquisition()).decision()
-    assert said.what == "field strength" and said.decided == "2.8947 T" and said.override == "--b0"
-    assert "imaging frequency is 123.25 MHz" in said.because and "nominal field strength is 3 T" in said.because
+    decision = B0.of(scan, Acquisition()).decision()
+    assert decision.what == "field strength" and decision.decided == "2.8947 T" and decision.override == "--b0"
+    assert "imaging frequency is 123.25 MHz" in decision.because and "nominal field strength is 3 T" in decision.because
     user = B0.of(scan, Acquisition(b0_tesla=2.9)).decision()
     assert user.decided == "2.9000 T" and "source: user" in user.because
     old = B0.of(replace(scan, imaging_frequency_mhz=0.0), Acquisition())

@@ -88,10 +88,10 @@ def test_images_without_orientation_are_refused_until_it_is_given(kind: str, tmp
     dataset(tmp_path, WITHOUT[kind])
     (aside,) = search(tmp_path).set_aside
     assert aside.code == "E022" and "--orientation LAS" in aside.text
-    given = Acquisition(orientation="PSL")
-    (scan,) = search(tmp_path, acquisition=given).scans
+    override = Acquisition(orientation="PSL")
+    (scan,) = search(tmp_path, acquisition=override).scans
     assert any(notice.code == "E022" and "PSL" in notice.text for notice in scan.notices)
-    stored = convert(scan, given, tmp_path / "scratch")
+    stored = convert(scan, override, tmp_path / "scratch")
     assert nib.aff2axcodes(stored.grid.affine) == ("P", "S", "L")
     assert stored.grid.voxel_size_mm == pytest.approx(SIZE) and stored.grid.b0_dir == pytest.approx((0, 1, 0))
     (decision,) = [d for d in stored.decisions if d.what == "orientation"]
@@ -101,9 +101,9 @@ def test_images_without_orientation_are_refused_until_it_is_given(kind: str, tmp
 
 def test_what_is_published_states_the_given_orientation(tmp_path: Path) -> None:
     dataset(tmp_path / "in", uncoded)
-    given = Acquisition(orientation="las")
-    (scan,) = search(tmp_path / "in", acquisition=given).scans
-    grid = convert(scan, given, tmp_path / "scratch").grid
+    override = Acquisition(orientation="las")
+    (scan,) = search(tmp_path / "in", acquisition=override).scans
+    grid = convert(scan, override, tmp_path / "scratch").grid
     (tmp_path / "out.nii.gz").write_bytes(image_bytes(torch.ones(grid.shape), grid))
     image = nib.load(tmp_path / "out.nii.gz")
     assert nib.aff2axcodes(image.affine) == ("L", "A", "S") and image.header["sform_code"] == 1
@@ -116,17 +116,17 @@ def test_a_part_without_orientation_is_no_better(which: str, tmp_path: Path) -> 
     dataset(tmp_path, uncoded, which)
     (aside,) = search(tmp_path).set_aside
     assert aside.code == "E022" and "of 6 NIfTI images" in aside.text
-    given = Acquisition(orientation="RAS")
-    (scan,) = search(tmp_path, acquisition=given).scans
-    assert nib.aff2axcodes(convert(scan, given, tmp_path / "scratch").grid.affine) == ("R", "A", "S")
+    override = Acquisition(orientation="RAS")
+    (scan,) = search(tmp_path, acquisition=override).scans
+    assert nib.aff2axcodes(convert(scan, override, tmp_path / "scratch").grid.affine) == ("R", "A", "S")
 
 
 def test_an_orientation_that_the_images_state_is_kept(tmp_path: Path) -> None:
     paths = dataset(tmp_path, lambda header: None)
     assert not orientation(paths, "RAS").notices and not orientation(paths).notices
-    kept = orientation(paths, "LPS")
-    assert [notice.code for notice in kept.notices] == ["E022"] and "RAS" in kept.notices[0].text
-    assert all(np.allclose(affine, np.diag([*SIZE, 1])) for affine in kept.affines.values())
+    result = orientation(paths, "LPS")
+    assert [notice.code for notice in result.notices] == ["E022"] and "RAS" in result.notices[0].text
+    assert all(np.allclose(affine, np.diag([*SIZE, 1])) for affine in result.affines.values())
 
 
 def test_the_sform_counts_and_a_bad_one_leaves_the_qform(tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_b0_of_a_sidecar_does_not_tell_the_side(tmp_path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "B0_dir": [0, 0.2, 1]}))
     (aside,) = search(tmp_path).set_aside
     assert aside.code == "E022" and "B0_dir does not tell" in aside.text
-    given = Acquisition(orientation="LAS")
-    (scan,) = search(tmp_path, acquisition=given).scans
-    assert convert(scan, given, tmp_path / "scratch").grid.b0_dir == pytest.approx((0, 0.196, 0.981), abs=1e-3)
+    override = Acquisition(orientation="LAS")
+    (scan,) = search(tmp_path, acquisition=override).scans
+    assert convert(scan, override, tmp_path / "scratch").grid.b0_dir == pytest.approx((0, 0.196, 0.981), abs=1e-3)
     (aside,) = search(tmp_path, acquisition=Acquisition(orientation="ASL")).set_aside
     assert aside.code == "E022" and "degrees from the sidecar's B0_dir" in aside.text
 
@@ -242,11 +242,11 @@ def test_inspect_follows_its_own_advice(
 ) -> None:
     dataset(tmp_path / "in", uncoded)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    said = []
+    answers = []
     for more in ([], ["--orientation", "LAS"]):
         execute(["inspect", str(tmp_path / "in"), "--json", *more])
-        said.append(json.loads(capsys.readouterr().out))
-    assert [len(one["scans"]) for one in said] == [0, 1] and said[0]["set_aside"][0]["code"] == "E022"
+        answers.append(json.loads(capsys.readouterr().out))
+    assert [len(one["scans"]) for one in answers] == [0, 1] and answers[0]["set_aside"][0]["code"] == "E022"
 
 
 def test_a_mask_without_orientation_lies_as_the_codes_say(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_54_a_frequency_of_another_scanner_until_b0_is_given(vendor: str, tmp_pa
     paths = beside(tmp_path, vendor)
     edit(paths, change)
     only_good(tmp_path, "E012", "63.6 MHz", "3 T", "--b0", files=len(paths))
-    given = Acquisition(b0_tesla=1.4937)
-    (scan,) = [s for s in search(tmp_path, acquisition=given).scans if s.subject != GOOD]
+    override = Acquisition(b0_tesla=1.4937)
+    (scan,) = [s for s in search(tmp_path, acquisition=override).scans if s.subject != GOOD]
     assert scan.b0_tesla == 1.4937
 
 
@@ -77,10 +77,10 @@ def test_82_nifti_images_without_orientation_until_it_is_given(tmp_path: Path) -
     without_orientation(tmp_path / "in", (1, 1.1, 2))
     (aside,) = search(tmp_path / "in").set_aside
     assert aside.code == "E022" and "--orientation" in aside.text
-    given = Acquisition(orientation="ARS")
-    (scan,) = search(tmp_path / "in", acquisition=given).scans
+    override = Acquisition(orientation="ARS")
+    (scan,) = search(tmp_path / "in", acquisition=override).scans
     assert [notice.code for notice in scan.notices if notice.code != "E020"] == ["E022"]
-    stored = store(scan, tmp_path / "scratch", given)
+    stored = store(scan, tmp_path / "scratch", override)
     assert nib.aff2axcodes(stored.grid.affine) == ("A", "R", "S")
     assert json.loads(json.dumps([d.json() for d in stored.decisions]))[-1]["decided"] == "ARS"
 
@@ -94,6 +94,6 @@ def test_83_a_voxel_size_that_cannot_be(size: tuple[float, float, float], unit: 
 
 def test_83_an_affine_in_metres_is_read(tmp_path: Path) -> None:
     without_orientation(tmp_path / "in", (0.001, 0.0011, 0.002), "meter")
-    given = Acquisition(orientation="RAS")
-    (scan,) = search(tmp_path / "in", acquisition=given).scans
-    assert store(scan, tmp_path / "scratch", given).grid.voxel_size_mm == pytest.approx((1, 1.1, 2), rel=1e-5)
+    override = Acquisition(orientation="RAS")
+    (scan,) = search(tmp_path / "in", acquisition=override).scans
+    assert store(scan, tmp_path / "scratch", override).grid.voxel_size_mm == pytest.approx((1, 1.1, 2), rel=1e-5)
