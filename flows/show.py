@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from flows.night import headline, tally
@@ -36,6 +37,11 @@ def console(stderr: bool = False) -> Console:
 
 def as_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
+
+
+def say(text: str) -> None:
+    """A line on standard error; on a terminal it takes the line on which a key was echoed (^C)."""
+    print(f"\r{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def error(fault: ChironError) -> None:
@@ -104,7 +110,8 @@ def outcome(how: Outcome, output: Path, out: Console) -> None:
     style = STYLES.get(how.verdict, "") if how.state.endswith("published") else "red"
     out.print(f"[bold]{escape(how.label)}[/]  [{style or 'default'}]{escape(said)}[/]")
     if how.text:
-        out.print(f"  {escape(how.text if how.text.startswith(how.code) else f'{how.code}: {how.text}')}")
+        text = how.text if how.text.startswith(how.code) else f"{how.code}: {how.text}"
+        out.print(Padding(escape(text), (0, 0, 0, 2), expand=False), soft_wrap=not out.is_terminal)
     if how.report:
         out.print(f"  {escape(str(output / how.report))}")
 

@@ -10,11 +10,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from flows import show
+from flows.cli.command import Command, InterruptError
 from flows.cli.look import doctor, explain, inspect, report, settings, status
 from flows.cli.maintain import prune, reconcile, reprocess
 from flows.cli.measure import bench, evaluate, grid, step
@@ -23,7 +26,7 @@ from flows.cli.reconstruct import demo, run
 from flows.cli.serve import deploy, serve, worker
 from flows.cli.train import train
 from flows.engine import leave
-from pipeline import __version__
+from pipeline import __version__, child
 from pipeline.errors import ChironError
 
 EXIT_CODES = (
@@ -41,39 +44,46 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=EXIT_CODES)(run)
-app.command(epilog=EXIT_CODES)(demo)
-app.command(epilog=EXIT_CODES)(reprocess)
-app.command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(reconcile)
-app.command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(prune)
-app.command(epilog=EXIT_CODES)(serve)
-app.command(epilog=EXIT_CODES)(deploy)
-app.command(epilog=EXIT_CODES)(worker)
-app.command(epilog=EXIT_CODES)(inspect)
-app.command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
-app.command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)
-app.command(epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable data, 15 settings, 16 no such device.")(
+command = partial(app.command, cls=Command)
+command(epilog=EXIT_CODES)(run)
+command(epilog=EXIT_CODES)(demo)
+command(epilog=EXIT_CODES)(reprocess)
+command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(reconcile)
+command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(prune)
+command(epilog=EXIT_CODES)(serve)
+command(epilog=EXIT_CODES)(deploy)
+command(epilog=EXIT_CODES)(worker)
+command(epilog=EXIT_CODES)(inspect)
+command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
+command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)
+command(epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable data, 15 settings, 16 no such device.")(
     step
 )
-app.command(epilog="Exit codes: 0 done, 2 unreadable files, 10 files that do not fit together.")(evaluate)
-app.command(epilog="Exit codes: 0 done, 2 wrong usage, 14 a page that cannot be written, 16 no such device.")(bench)
-app.command(
+command(epilog="Exit codes: 0 done, 2 unreadable files, 10 files that do not fit together.")(evaluate)
+command(epilog="Exit codes: 0 done, 2 wrong usage, 14 a page that cannot be written, 16 no such device.")(bench)
+command(
     epilog="Exit codes: 0 done, 2 wrong usage or label maps, 13 no such folder, 14 a page that cannot be written, "
     "15 settings, 16 no such device."
 )(grid)
-app.command(
+command(
     epilog="Exit codes: 0 done, 2 wrong usage or files, 13 no such folder, 14 output or disk space, 15 settings, "
     "16 no such device."
 )(train)
-app.command(epilog="Exit codes: 0 well, 15 an installation or key that is wrong, 16 the device, 18 Prefect.")(doctor)
-app.command()(settings)
-app.command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
+command(epilog="Exit codes: 0 well, 15 an installation or key that is wrong, 16 the device, 18 Prefect.")(doctor)
+command()(settings)
+command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
 
 
 def main() -> None:
     """Run the command and leave at once: no library's exit hook may keep a finished command waiting."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the work as Ctrl-C does
-    leave(execute(sys.argv[1:]))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    child.close()
+    try:
+        code = execute(sys.argv[1:])
+    except KeyboardInterrupt:  # before a command had begun, or after its end
+        code = INTERRUPTED
+    leave(code)
 
 
 def execute(words: Sequence[str]) -> int:
@@ -81,9 +91,9 @@ def execute(words: Sequence[str]) -> int:
     try:
         app(args=list(words), prog_name="chiron")
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
-        return INTERRUPTED if code == 1 else code  # typer's own 1 is an interrupt; ours of an error is below
-    except KeyboardInterrupt:
+        return end.code if isinstance(end.code, int) else 0
+    except InterruptError:
+        show.say("interrupted")
         return INTERRUPTED
     except ChironError as error:
         show.error(error)
@@ -96,6 +106,17 @@ def execute(words: Sequence[str]) -> int:
             traceback.print_exc()
         return INTERNAL
     return 0
+
+
+_interrupts: list[int] = []
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """The first SIGINT or SIGTERM stops the work; the second ends the process at once."""
+    if _interrupts:
+        leave(INTERRUPTED)
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)

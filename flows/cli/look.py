@@ -104,16 +104,12 @@ def status(
 
 def _watch(output: Path, everything: bool) -> None:
     """Until Ctrl-C, which is how it is meant to end."""
-    from rich.live import Live
-
     from flows.night import look
+    from flows.screen import shown
 
-    with (
-        suppress(KeyboardInterrupt),
-        Live(console=show.console(), auto_refresh=False) as live,
-    ):
+    with suppress(KeyboardInterrupt), shown(show.console()) as update:
         while True:
-            live.update(show.night(look(output), everything, watched=True), refresh=True)
+            update(show.night(look(output), everything, watched=True))
             time.sleep(WATCH_S)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ from models.diffusion.process import SCALE_PPM
 from models.diffusion.training import Known
 from models.head.labelmap import FREESURFER, tissue_codes
 from models.maps import Map, random_map
+from pipeline import child
 from pipeline.errors import ChironError
 
 FIRST, KEPT, STEPS = 12, 96, 100  # maps to begin with, maps kept, steps after which a further one is used
@@ -116,7 +116,7 @@ class Pool(Generic[T]):
         self.coming: dict[int, Future[None]] = {}
         self.makers: ProcessPoolExecutor | None = None
         if workers:
-            context = multiprocessing.get_context("spawn")
+            context = child.context("spawn")
             leash, self.leash = context.Pipe(duplex=False)
             self.makers = ProcessPoolExecutor(workers, context, _modest, (leash,))
 
