@@ -268,7 +268,7 @@ def _signals(on_stop: Callable[[], None]) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if armed:
-            leave(INTERRUPTED)
+            leave(INTERRUPTED, "interrupted; what is done is kept, the same command continues")
         armed.append(number)
         watchdog.arm(STOP_WITHIN_S)
         on_stop()

@@ -112,12 +112,21 @@ class Watchdog:
             leave(code)
 
 
-def leave(code: int) -> None:
-    """Exit now, without the threads and exit hooks that wait for a server; an embedded one notices and ends itself."""
-    for do in (*BEFORE_LEAVING, sys.stdout.flush, sys.stderr.flush):
-        with suppress(OSError, ValueError):
+def leave(code: int, word: str = "") -> None:
+    """Exit now, without the threads and exit hooks that wait for a server; an embedded one notices and ends itself.
+
+    `word` is the last line on standard error.
+    """
+    for do in (*BEFORE_LEAVING, sys.stdout.flush, lambda: _last(word), sys.stderr.flush):
+        with suppress(OSError, ValueError, RuntimeError):
             do()
     os._exit(code)
+
+
+def _last(word: str) -> None:
+    """On a terminal it takes the line on which a key was echoed (^C)."""
+    if word and (stream := sys.__stderr__):
+        print(f"\r{word}" if stream.isatty() else word, file=stream, flush=True)
 
 
 @contextmanager

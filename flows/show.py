@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -41,7 +42,8 @@ def as_json(value: Any) -> None:
 
 def say(text: str) -> None:
     """A line on standard error; on a terminal it takes the line on which a key was echoed (^C)."""
-    print(f"\r{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+    with suppress(RuntimeError):  # of a signal's handler, which interrupted another line
+        print(f"\r{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def error(fault: ChironError) -> None:

@@ -8,13 +8,16 @@ it: the children start in `NOWHERE`, and the first process moves there once its 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from multiprocessing.context import BaseContext
 
 NOWHERE = "/"  # only the administrator of the machine writes here
@@ -53,6 +56,17 @@ def context(method: Literal["spawn", "forkserver"]) -> BaseContext:
 
     os.environ.update(closed(os.environ))
     return multiprocessing.get_context(method)
+
+
+def tie(leash: Connection) -> None:
+    """Let this process end with the other end of `leash`, and leave interrupts to the process that has it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(leash,), daemon=True).start()
+
+
+def _end_with(leash: Connection) -> None:
+    leash.poll(None)  # until the other end is closed
+    os._exit(1)
 
 
 def closed(environment: Mapping[str, str]) -> dict[str, str]:

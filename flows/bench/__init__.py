@@ -79,5 +79,6 @@ def _apart(run: Callable[..., T], *arguments: object) -> T:
     """Run a function in a fresh process, forked from one that has imported everything and computed nothing."""
     context = child.context("forkserver")
     context.set_forkserver_preload(["flows.bench.measure", "sympy"])  # torch loads sympy where operations are counted
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    leash, end = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(1, context, child.tie, (leash,)) as pool, end:
         return pool.submit(run, *arguments).result()

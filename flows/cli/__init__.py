@@ -114,7 +114,7 @@ _interrupts: list[int] = []
 def _stop(number: int, frame: FrameType | None) -> None:
     """The first SIGINT or SIGTERM stops the work; the second ends the process at once."""
     if _interrupts:
-        leave(INTERRUPTED)
+        leave(INTERRUPTED, "interrupted")
     _interrupts.append(number)
     raise KeyboardInterrupt
 

@@ -122,7 +122,7 @@ def _until_told(server: Child, workers: list[Child]) -> Iterator[threading.Event
         if told.is_set():
             for child in (*workers, server):
                 child.end(0.0)
-            leave(130)
+            leave(130, "interrupted")
         told.set()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -186,13 +184,7 @@ def _modest(leash: Connection) -> None:
     """The makers leave the processors to the training where both want them, and end with it, however it ends."""
     torch.set_num_threads(1)
     os.nice(10)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_held, args=(leash,), daemon=True).start()
-
-
-def _held(leash: Connection) -> None:
-    leash.poll(None)  # until the other end is closed
-    os._exit(1)
+    child.tie(leash)
 
 
 def _store(sources: Makes[Any], number: int, file: Path) -> None:
