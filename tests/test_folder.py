@@ -1,4 +1,4 @@
-"""Commands in a working folder that holds what Python, Prefect and Numba would take for theirs: none of it is opened."""
+"""Commands in a folder that holds what Python, Prefect and Numba would take for theirs: none of it is opened."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def watched(folder: Path, tmp_path: Path) -> Iterator[Watched]:
 
 
 def chiron(folder: Path, environment: dict[str, str], *words: str | Path) -> list[str]:
-    """Run the command there; returns the lines that it printed. `-E` keeps $PYTHONPATH from it, not from its children."""
+    """Run the command there; returns the lines printed. `-E` keeps $PYTHONPATH from it, not from its children."""
     command = [sys.executable, "-E", CHIRON, *map(str, words)]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
