@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import signal
@@ -229,3 +230,26 @@ def test_relative_paths_are_those_of_the_person(tmp_path: Path, monkeypatch: pyt
         assert child.absolute([Path("a"), Path("/b"), "c", None]) == [tmp_path / "a", Path("/b"), "c", None]
         assert load(None, ["mask.file=own.nii"]).mask.file == str(tmp_path / "own.nii")
     assert Path.cwd() == tmp_path
+
+
+SOURCES = [path for floor in ("pipeline", "flows", "models") for path in (child.ROOT / floor).rglob("*.py")]
+STARTS = {f"{module}{name}" for module in ("subprocess.", "") for name in ("Popen", "check_call", "check_output")}
+STARTS |= {"subprocess.run", "subprocess.call"}
+OTHERS = {
+    "sys.executable",
+    "multiprocessing.get_context",
+    "multiprocessing.Process",
+    "os.system",
+    "os.popen",
+    "os.fork",
+}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(child.ROOT)))
+def test_every_process_is_started_as_one_module_says(path: Path) -> None:
+    if path == Path(child.__file__):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.Attribute) or ast.unparse(node) not in OTHERS
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in STARTS:
+            assert any(word.arg is None for word in node.keywords), ast.unparse(node)
