@@ -17,7 +17,7 @@ import torch
 
 from flows.claim import claimed
 from flows.crew import Crew, Terms, terms_for
-from flows.engine import Watchdog, leave, orchestrator
+from flows.engine import INTERRUPTED, Watchdog, abort, orchestrator
 from flows.night import Page
 from flows.night import look as look_at
 from flows.night.standing import label_of
@@ -40,7 +40,7 @@ from pipeline.work import disk_error
 State = Literal["published", "already published", "failed", "set aside"]
 
 STOP_WITHIN_S = 25.0  # of an interrupt
-INTERNAL, ALL_FAILED, SOME_FAILED, NOTHING_DONE, RED_QC, INTERRUPTED = 1, 12, 10, 11, 19, 130
+INTERNAL, ALL_FAILED, SOME_FAILED, NOTHING_DONE, RED_QC = 1, 12, 10, 11, 19
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def _signals(on_stop: Callable[[], None]) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if armed:
-            leave(INTERRUPTED, "interrupted; what is done is kept, the same command continues")
+            abort("interrupted; what is done is kept, the same command continues")
         armed.append(number)
         watchdog.arm(STOP_WITHIN_S)
         on_stop()

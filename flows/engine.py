@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from pipeline import child
 from pipeline.errors import ChironError
@@ -25,6 +26,7 @@ from pipeline.lock import try_lock
 STARTUP_S = 120.0  # the embedded server creates its database on the first start
 REMOTE_S = 30.0
 STOP_S = 5.0
+INTERRUPTED = 130  # exit code
 
 BEFORE_LEAVING: list[Callable[[], None]] = []  # what `leave` must still do: give a terminal back, say
 
@@ -113,20 +115,28 @@ class Watchdog:
 
 
 def leave(code: int, word: str = "") -> None:
-    """Exit now, without the threads and exit hooks that wait for a server; an embedded one notices and ends itself.
-
-    `word` is the last line on standard error.
-    """
+    """Exit now, without the threads and exit hooks that wait for a server; an embedded one notices and ends itself."""
     for do in (*BEFORE_LEAVING, sys.stdout.flush, lambda: _last(word), sys.stderr.flush):
         with suppress(OSError, ValueError, RuntimeError):
             do()
     os._exit(code)
 
 
+def abort(word: str) -> None:
+    """Exit at once on a second interrupt, with `word` as the last line on standard error."""
+    child.kill_companions()
+    leave(INTERRUPTED, word)
+
+
 def _last(word: str) -> None:
-    """On a terminal it takes the line on which a key was echoed (^C)."""
-    if word and (stream := sys.__stderr__):
-        print(f"\r{word}" if stream.isatty() else word, file=stream, flush=True)
+    if word and sys.__stderr__:
+        print_line(word, sys.__stderr__)
+
+
+def print_line(text: str, stream: IO[str]) -> None:
+    """Print a line at once, by one call that no interrupt cuts; on a terminal over the echo of a key (^C)."""
+    stream.write(f"\r{text}\n" if stream.isatty() else f"{text}\n")
+    stream.flush()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from flows.engine import print_line
 from flows.night import headline, tally
 from pipeline.errors import CATALOGUE, ChironError
 
@@ -41,9 +42,9 @@ def as_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """A line on standard error; on a terminal it takes the line on which a key was echoed (^C)."""
-    with suppress(RuntimeError):  # of a signal's handler, which interrupted another line
-        print(f"\r{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+    """Print a line on standard error."""
+    with suppress(RuntimeError):  # in a signal's handler, which interrupted the printing of another line
+        print_line(text, sys.stderr)
 
 
 def error(fault: ChironError) -> None:

@@ -122,6 +122,24 @@ def absolute(value: Any) -> Any:
     return working_folder() / value if isinstance(value, Path) else value
 
 
+def kill_companions(parent: int | None = None) -> None:
+    """Kill the processes that this one started in its own session, which would complain on its terminal of its end."""
+    for process in _children(parent or os.getpid()):
+        with suppress(OSError):
+            if os.getsid(process) == os.getsid(0):
+                os.kill(process, signal.SIGSTOP)  # so that it starts no other meanwhile
+                kill_companions(process)
+                os.kill(process, signal.SIGKILL)
+
+
+def _children(parent: int) -> list[int]:
+    children = []
+    for task in Path(f"/proc/{parent}/task").glob("*/children"):
+        with suppress(OSError):
+            children += [int(process) for process in task.read_text().split()]
+    return children
+
+
 def _is_uninstalled_checkout() -> bool:
     """Whether the packages are those of a checkout that is not installed, on the search path for this process only."""
     return str(ROOT) in sys.path and not {"site-packages", "dist-packages"} & set(ROOT.parts)

@@ -20,7 +20,7 @@ INTERRUPT = b"\x03"  # what the key Ctrl-C sends: the terminal makes SIGINT of i
 
 
 class Display(pyte.HistoryScreen):
-    """A screen that notes which texts ran over the right edge."""
+    """A screen that notes which texts ran over the right edge, and which rows go on in the next one."""
 
     def __init__(self, columns: int, lines: int) -> None:
         self.wrapped: list[str] = []
@@ -29,7 +29,9 @@ class Display(pyte.HistoryScreen):
     def draw(self, data: str) -> None:
         if self.cursor.x + len(data) > self.columns:
             self.wrapped.append(self.display[self.cursor.y][: self.cursor.x] + data)
-        super().draw(data)
+        for character in data:
+            self.buffer[self.cursor.y].goes_on = self.cursor.x == self.columns  # type: ignore[attr-defined]
+            super().draw(character)
 
 
 class Terminal:
@@ -84,12 +86,24 @@ class Terminal:
 
     @property
     def rows(self) -> list[str]:
-        """All lines, those that have left the screen at its top included, without empty ones at the end."""
-        past = ["".join(line[x].data for x in range(self.screen.columns)) for line in self.screen.history.top]
-        lines = [line.rstrip() for line in [*past, *self.screen.display]]
-        while lines and not lines[-1]:
-            lines.pop()
-        return lines
+        """All rows, those that have left the screen at its top included, without empty ones at the end."""
+        rows = [self._row(line) for line in self._lines]
+        while rows and not rows[-1]:
+            rows.pop()
+        return rows
+
+    @property
+    def unwrapped(self) -> str:
+        """The text as it was written: what ran over the edge is one line again."""
+        parts = [self._row(line) + ("" if getattr(line, "goes_on", False) else "\n") for line in self._lines]
+        return "".join(parts).rstrip("\n") + "\n"
+
+    @property
+    def _lines(self) -> list[Any]:
+        return [*self.screen.history.top, *(self.screen.buffer[y] for y in range(self.screen.lines))]
+
+    def _row(self, line: Any) -> str:
+        return "".join(line[x].data for x in range(self.screen.columns)).rstrip()
 
     @property
     def text(self) -> str:

@@ -98,7 +98,8 @@ def watched(folder: Path, tmp_path: Path) -> Iterator[Watched]:
     """Nothing of the folder but what the command was given may be opened in a test."""
     watched = Watched(folder, *(folder / name for name in PACKAGES))
     yield watched
-    assert watched.opened() <= {"in", "out", "demo", "key", "artefacts", "made"}
+    opened = {name for name in watched.opened() if not name.startswith(".key.")}  # the key is written aside first
+    assert opened <= {"in", "out", "demo", "key", "artefacts", "made"}
     assert not (tmp_path / "trapped").exists()
     os.close(watched.handle)
 
@@ -115,7 +116,7 @@ def chiron(folder: Path, environment: dict[str, str], *words: str | Path) -> lis
 
 @pytest.mark.usefixtures("watched")
 def test_a_scan_is_done_from_the_demo_to_its_reprocessing(folder: Path, surroundings: dict[str, str]) -> None:
-    few = ["--device", "cpu", "--set", "dip.seconds=1"]
+    few = ["--device", "cpu", "--set", "dip.iterations=0"]
     chiron(folder, surroundings, "demo", "demo", "--voxel-size", "6", "--method", "tkd", *few)
     (export,) = (folder / "demo" / "sourcedata").glob("*/export")
     export.rename(folder / "in")

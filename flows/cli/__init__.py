@@ -25,7 +25,7 @@ from flows.cli.options import INTERNAL, INTERRUPTED
 from flows.cli.reconstruct import demo, run
 from flows.cli.serve import deploy, serve, worker
 from flows.cli.train import train
-from flows.engine import leave
+from flows.engine import abort, leave
 from pipeline import __version__, child
 from pipeline.errors import ChironError
 
@@ -114,7 +114,7 @@ _interrupts: list[int] = []
 def _stop(number: int, frame: FrameType | None) -> None:
     """The first SIGINT or SIGTERM stops the work; the second ends the process at once."""
     if _interrupts:
-        leave(INTERRUPTED, "interrupted")
+        abort("interrupted")
     _interrupts.append(number)
     raise KeyboardInterrupt
 
