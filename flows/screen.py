@@ -60,6 +60,8 @@ class Screen:
         self._painter = threading.Thread(target=self._paint, daemon=True)
 
     def open(self) -> None:
+        if self._abandon in BEFORE_LEAVING:
+            return
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if _is_same(stream, self._stream):
@@ -83,6 +85,7 @@ class Screen:
         self._closing = True
         self._messages.put("")
         self._painter.join(CLOSE_S)
+        self._abandon()
         BEFORE_LEAVING.remove(self._abandon)
 
     def _paint(self) -> None:
@@ -103,14 +106,21 @@ class Screen:
 
     def _rows(self, last: bool) -> list[str]:
         """As they fit the terminal now, whatever its size was before."""
-        size = os.get_terminal_size(self._handle)
-        columns, lines = size.columns or self.console.width, size.lines or self.console.height
+        columns, lines = self._size()
         thing = self.rows(columns - 1)
         if (thing, columns) != self._drawn:
             with self.console.capture() as text:
                 self.console.print(thing, width=columns - 1, soft_wrap=False)
             self._drawn, self._rendered = (thing, columns), text.get().splitlines()
         return self._rendered if last else self._rendered[: max(lines - 2, 0)]
+
+    def _size(self) -> tuple[int, int]:
+        """Columns and lines, now; of a terminal that does not say, or is gone, as the environment has them."""
+        try:
+            size = os.get_terminal_size(self._handle)
+        except OSError:
+            return self.console.width, self.console.height
+        return size.columns or self.console.width, size.lines or self.console.height
 
     def _take(self) -> str:
         """The lines that wait."""
@@ -128,9 +138,9 @@ class Screen:
                 rest = rest[os.write(self._handle, rest) :]
 
     def _abandon(self) -> None:
-        """Before the process ends at once: no row stays behind."""
+        """Print what waits and leave no row behind; nothing is drawn any more."""
         if self._lock.acquire(timeout=0.2):
-            self._write(CLEAR + self._take())  # the lock is not released: nothing is drawn any more
+            self._write(CLEAR + self._take())  # the lock is not released
 
 
 @contextmanager

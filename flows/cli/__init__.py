@@ -77,7 +77,8 @@ command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
 def main() -> None:
     """Run the command and leave at once: no library's exit hook may keep a finished command waiting."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for a command in the background
+            signal.signal(number, _stop)
     child.close()
     try:
         code = execute(sys.argv[1:])
