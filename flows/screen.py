@@ -8,6 +8,7 @@ put right.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import threading
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import IO, Any, TextIO
 
 from rich.console import Console, RenderableType
@@ -25,6 +27,7 @@ TICK_S = 0.5  # between two drawings while nothing changes: the time left passes
 PAUSE_S = 0.05  # after a drawing
 CLOSE_S = 2.0  # for a terminal that takes no output
 CLEAR = "\r\x1b[J"  # the line of the cursor and all below it
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # a key echoed amid a row makes no further row of it
 
 
 def can_draw(stream: IO[str]) -> bool:
@@ -56,6 +59,7 @@ class Screen:
         self._replaced: dict[str, TextIO] = {}
         self._drawn: tuple[RenderableType, int] = ("", 0)
         self._rendered: list[str] = []
+        self._before: Any = signal.SIG_DFL  # what Ctrl-Z did
         self._closing = False
         self._painter = threading.Thread(target=self._paint, daemon=True)
 
@@ -69,6 +73,7 @@ class Screen:
                 self._replaced[name] = stream
                 setattr(sys, name, _Above(stream, self._messages))
         BEFORE_LEAVING.append(self._abandon)
+        self._before = signal.signal(signal.SIGTSTP, self._suspend)
         self._painter.start()
 
     def refresh(self) -> None:
@@ -87,6 +92,7 @@ class Screen:
         self._painter.join(CLOSE_S)
         self._abandon()
         BEFORE_LEAVING.remove(self._abandon)
+        signal.signal(signal.SIGTSTP, self._before)
 
     def _paint(self) -> None:
         while not self._closing:
@@ -99,8 +105,9 @@ class Screen:
     def _draw(self, last: bool = False) -> None:
         with self._lock:
             rows = self._rows(last) if self.remains or not last else []
-            below = "\n".join(rows)
+            below = ""
             if rows:
+                below = NO_WRAP + "\n".join(rows) + WRAP
                 below = f"{below}\n" if last else f"\n{below}\x1b[{len(rows)}A\r"
             self._write(CLEAR + self._take() + below)
 
@@ -135,7 +142,17 @@ class Screen:
         rest = text.encode(self.console.encoding, "replace")
         with suppress(OSError):
             while rest:
-                rest = rest[os.write(self._handle, rest) :]
+                try:
+                    rest = rest[os.write(self._handle, rest) :]
+                except BlockingIOError:  # a terminal that others have made so
+                    time.sleep(0.01)
+
+    def _suspend(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-Z: the shell gets the terminal without rows; they are drawn again once the process goes on."""
+        if self._lock.acquire(timeout=0.2):
+            self._write(CLEAR + self._take())
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self._lock.release()
 
     def _abandon(self) -> None:
         """Print what waits and leave no row behind; nothing is drawn any more."""

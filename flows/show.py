@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.engine import print_line
 from flows.night import headline, tally
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.find import Export
 
 WIDTH = 140  # of tables where nobody looks on
+NARROW = 60  # columns, below which a table has less
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "usable": "green", "check": "yellow", "do not use": "red"}
 
 
@@ -119,16 +120,17 @@ def outcome(how: Outcome, output: Path, out: Console) -> None:
         out.print(f"  {escape(str(output / how.report))}")
 
 
-def night(found: Night, everything: bool = False, watched: bool = False) -> RenderableType:
+def night(found: Night, everything: bool = False, watched: bool = False, columns: int = WIDTH) -> RenderableType:
     """What `status` says: scans that run, those that need a look and, where `everything` is asked for, the others.
 
-    The sum of it stands at the end, or first where it is `watched`, for a screen may be too small for all.
+    The sum of it stands at the end, or first where it is `watched`, for a screen may be too small for all. On a
+    narrow one, of few columns, methods and times are left out.
     """
     shown = [entry for entry in found.entries if everything or entry.kind != "usable"]
     unshown = len(found.entries) - len(shown)
     more = f" {unshown:,} usable {'one is' if unshown == 1 else 'ones are'} not listed (--all)." if unshown else ""
     said = escape(f"{headline(tally(found))}.{more}")
-    tables = [*([_running(found)] if found.running else []), *([_ended(shown)] if shown else [])]
+    tables = [*([_running(found)] if found.running else []), *([_ended(shown, columns)] if shown else [])]
     return Group(said, *tables) if watched else Group(*tables, said)
 
 
@@ -139,21 +141,24 @@ def night_json(found: Night) -> dict[str, Any]:
 
 
 def _running(found: Night) -> Table:
-    table = Table("running scan", "step", "for")
+    table = Table(Column("running scan", overflow="fold"), "step", "for")
     for scan in found.running:
         seconds = "" if scan.since is None else f"{max(0.0, time.time() - scan.since):.0f} s"
         table.add_row(escape(scan.label), escape(scan.title or scan.stage), seconds)
     return table
 
 
-def _ended(entries: Iterable[Entry]) -> Table:
-    table = Table("scan", "state", "verdict", "methods", "ended", "why")
+def _ended(entries: Iterable[Entry], columns: int) -> Table:
+    narrow = columns < NARROW
+    table = Table(Column("scan", overflow="fold"), "state", *([] if narrow else ["verdict", "methods", "ended"]), "why")
     for entry in entries:
         record, reasons = entry.record, entry.reasons
         more = [f"(and {len(reasons) - 1} more)"] if len(reasons) > 1 else []
         why = [*([entry.code] if entry.code else entry.warnings), *reasons[:1], *more]
-        row = (entry.label, record["state"], record["verdict"], ", ".join(record["methods"]), entry.when)
-        table.add_row(*map(escape, row), escape(" ".join(why)), style=_tone(entry.kind))
+        state = record["verdict"] or record["state"] if narrow else record["state"]
+        more_of_it = [] if narrow else [record["verdict"], ", ".join(record["methods"]), entry.when]
+        row = [entry.label, state, *more_of_it, " ".join(why)]
+        table.add_row(*map(escape, row), style=_tone(entry.kind))
     return table
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyte
+import pyte.modes
 
 INTERRUPT = b"\x03"  # what the key Ctrl-C sends: the terminal makes SIGINT of it, for all of the foreground
 
@@ -27,10 +28,11 @@ class Display(pyte.HistoryScreen):
         super().__init__(columns, lines, history=10_000, ratio=0.01)
 
     def draw(self, data: str) -> None:
-        if self.cursor.x + len(data) > self.columns:
+        wraps = pyte.modes.DECAWM in self.mode
+        if wraps and self.cursor.x + len(data) > self.columns:
             self.wrapped.append(self.display[self.cursor.y][: self.cursor.x] + data)
         for character in data:
-            self.buffer[self.cursor.y].goes_on = self.cursor.x == self.columns  # type: ignore[attr-defined]
+            self.buffer[self.cursor.y].goes_on = wraps and self.cursor.x == self.columns  # type: ignore[attr-defined]
             super().draw(character)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from terminal import INTERRUPT, on_terminal
@@ -66,6 +67,22 @@ def test_a_process_that_is_killed_leaves_a_usable_terminal() -> None:
         os.kill(terminal.process.pid, signal.SIGKILL)
         assert terminal.end() == -signal.SIGKILL
     assert terminal.rows[:5] == [*LINES, "now"] and terminal.screen.cursor.y == 5 and not terminal.screen.cursor.hidden
+
+
+def test_a_process_that_is_suspended_gives_the_terminal_back_meanwhile() -> None:
+    with on_terminal(*python("print('now')\ntime.sleep(3)\nscreen.close()"), environment=dict(os.environ)) as terminal:
+        terminal.see("now")
+        terminal.see("row ===")
+        terminal.press(b"\x1a")
+        terminal.see(lambda: state(terminal.process.pid) == "T" and "row ===" not in terminal.text)
+        os.kill(terminal.process.pid, signal.SIGCONT)
+        terminal.see("row ===")
+        assert terminal.end() == 0
+    assert terminal.rows == [*LINES, "now"]
+
+
+def state(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_rows_that_cannot_be_drawn_cost_no_line() -> None:

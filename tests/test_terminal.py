@@ -237,20 +237,22 @@ def test_a_step_shows_how_far_it_is(tmp_path: Path, surroundings: dict[str, str]
     assert_tidy(terminal)
 
 
-@pytest.mark.parametrize("keys", [1, 2])
+@pytest.mark.parametrize("columns", [80, 40])
 def test_watching_ends_with_what_it_shows_and_a_free_line(
-    tmp_path: Path, surroundings: dict[str, str], keys: int
+    tmp_path: Path, surroundings: dict[str, str], columns: int
 ) -> None:
     with on_terminal(*run(tmp_path, "a", LONG), environment=surroundings) as terminal:
         assert terminal.end() == 0
     command = [CHIRON, "status", tmp_path / "out", "--watch"]
-    with on_terminal(*command, environment=surroundings) as terminal:
+    with on_terminal(*command, environment=surroundings, columns=columns) as terminal:
         terminal.see("2 scans")
         terminal.press(INTERRUPT)
         assert terminal.end() == 0
     assert "do not use" in terminal.text and "^C" not in terminal.text and not terminal.screen.wrapped
     assert not terminal.screen.cursor.hidden and terminal.screen.cursor.x == 0
     assert sum("2 scans" in row for row in terminal.rows) == 1
+    cells = "".join(row.split("│")[1].strip() for row in terminal.rows if row.startswith("│"))
+    assert f"sub-{LONG}" in cells and "sub-a" in cells
 
 
 BENCH = ["bench", "--size", "24x24x24", "--echoes", "3", "--step", "invert-dip"]

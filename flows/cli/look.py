@@ -99,7 +99,8 @@ def status(
     elif json:
         show.as_json(show.night_json(look(_folder(output))))
     else:
-        show.console().print(show.night(look(_folder(output)), everything))
+        console = show.console()
+        console.print(show.night(look(_folder(output)), everything, columns=console.width))
 
 
 def _watch(output: Path, everything: bool) -> None:
@@ -107,9 +108,10 @@ def _watch(output: Path, everything: bool) -> None:
     from flows.night import look
     from flows.screen import shown
 
-    with suppress(KeyboardInterrupt), shown(show.console()) as update:
+    console = show.console()
+    with suppress(KeyboardInterrupt), shown(console) as update:
         while True:
-            update(show.night(look(output), everything, watched=True))
+            update(show.night(look(output), everything, watched=True, columns=console.width))
             time.sleep(WATCH_S)
 
 
