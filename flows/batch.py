@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from flows.crew import Crew, Terms, terms_for
-from flows.engine import Watchdog, leave, orchestrator
+from flows.engine import INTERRUPTED, Watchdog, abort, orchestrator
 from flows.keep import Planned, overrides_for, planned, remember, what_stands
 from flows.night import Page
 from flows.night.summary import NAME as PAGE
@@ -39,7 +39,7 @@ from pipeline.work import disk_error
 State = Literal["published", "already published", "failed", "set aside"]
 
 STOP_WITHIN_S = 25.0  # of an interrupt
-ALL_FAILED, SOME_FAILED, NOTHING_DONE, RED_QC, INTERRUPTED = 12, 10, 11, 19, 130
+INTERNAL, ALL_FAILED, SOME_FAILED, NOTHING_DONE, RED_QC = 1, 12, 10, 11, 19
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Batch:
     on_outcome: Callable[[Outcome], None] = lambda outcome: None
     on_work: Callable[[int], None] = lambda scans: None
     watch: Callable[[str, list[str]], Watcher] = lambda label, stages: Silent()
+    on_stop: Callable[[], None] = lambda: None
     outcomes: list[Outcome] = field(default_factory=list)
     aside: tuple[SetAside, ...] = ()
     terms: Terms = field(default_factory=Terms)
@@ -106,7 +107,7 @@ class Batch:
             return SOME_FAILED
         if bad:
             codes = {CATALOGUE[code].exit for code in bad}
-            return codes.pop() if len(codes) == 1 and codes != {SOME_FAILED} else ALL_FAILED
+            return codes.pop() if len(codes) == 1 and not codes & {INTERNAL, SOME_FAILED} else ALL_FAILED
         if all(o.state == "already published" for o in good):
             return NOTHING_DONE
         return RED_QC if self.fail_on_qc and any(o.verdict == "do not use" for o in good) else 0
@@ -204,7 +205,7 @@ def work(batch: Batch, jobs: Iterable[Job]) -> None:
         batch.on_work(len(todo))
         page = Page(batch.output)
         started, terms = time.monotonic(), replace(batch.terms, workers=as_fits(batch.terms, todo))
-        with _signals(), Crew(batch.output, terms, lambda job: _watch(batch, job)) as crew:
+        with _signals(batch.on_stop), Crew(batch.output, terms, lambda job: _watch(batch, job)) as crew:
             with orchestrator(batch.output / ".chiron" / "prefect", meanwhile=lambda: crew.start(len(todo))):
                 for end in crew.work(todo):
                     batch.card_s += end.card_s
@@ -260,14 +261,15 @@ def _in_ledger(output: Path, scan: Scan, state: State) -> Outcome:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def _signals(on_stop: Callable[[], None]) -> Iterator[None]:
     """The first interrupt or termination stops the work and ends the process in time; the second ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if armed:
-            leave(INTERRUPTED)
+            abort("interrupted; what is done is kept, the same command continues")
         armed.append(number)
         watchdog.arm(STOP_WITHIN_S)
+        on_stop()
         raise KeyboardInterrupt
 
     watchdog, armed = Watchdog(lambda: INTERRUPTED), list[int]()

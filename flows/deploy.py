@@ -110,7 +110,9 @@ def _pool(client: SyncPrefectClient, name: str, at_once: int | None) -> None:
     from prefect.workers.process import ProcessWorker
 
     template = ProcessWorker.get_default_base_job_template()
-    template["variables"]["properties"]["stream_output"]["default"] = False  # no run's words in a worker's log
+    variables = template["variables"]["properties"]
+    variables["stream_output"]["default"] = False  # no run's words in a worker's log
+    variables["env"]["default"] = {"PYTHONSAFEPATH": "1"}  # nor modules of the folder where any worker was started
     client.create_work_pool(
         WorkPoolCreate(
             name=name,

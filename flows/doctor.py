@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from pipeline.child import program
 from pipeline.disk import try_write
 from pipeline.errors import ChironError
 
@@ -90,11 +91,12 @@ def _dcm2niix() -> Check:
     import dcm2niix
 
     try:
-        done = subprocess.run([dcm2niix.bin, "--version"], capture_output=True, text=True, timeout=30, check=False)
+        words = program(str(dcm2niix.bin), "--version")
+        done = subprocess.run(**words, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return Check("dcm2niix", "fail", "does not run", "Install Chiron again, or look at the machine's type.")
-    words = done.stdout.split()
-    return Check("dcm2niix", "ok" if words else "fail", words[-1] if words else "says nothing")
+    output = done.stdout.split()
+    return Check("dcm2niix", "ok" if output else "fail", output[-1] if output else "says nothing")
 
 
 def _weights() -> Check:

@@ -15,9 +15,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
+from pipeline import child
 from pipeline.disk import disk_error, try_write
 from pipeline.errors import ChironError
 from pipeline.lock import try_lock
@@ -26,6 +28,9 @@ STARTUP_S = 120.0  # the embedded server creates its database on the first start
 REMOTE_S = 30.0
 STOP_S = 5.0
 DATABASE_BYTES = 8 * 2**20  # of a new server: its database and the journal of it
+INTERRUPTED = 130  # exit code
+
+BEFORE_LEAVING: list[Callable[[], None]] = []  # what `leave` must still do: give a terminal back, say
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -44,10 +49,13 @@ QUIET = {
 
 
 @contextmanager
-def orchestrator(home: Path, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
+def orchestrator(
+    home: Path, meanwhile: Callable[[], None] = lambda: None, start_within_s: float = STARTUP_S
+) -> Iterator[None]:
     """Prefect's API while the context lasts: the one at PREFECT_API_URL, or an embedded one with its state in `home`.
 
-    `meanwhile` is called once the API's address is known, while it starts. R007 where it does not answer in time.
+    `meanwhile` is called once the API's address is known, while it starts. R007 where it does not answer in time, or
+    where another process holds the start lock of `home` for `start_within_s`.
     """
     quiet()
     if url := os.environ.get("PREFECT_API_URL"):
@@ -56,7 +64,7 @@ def orchestrator(home: Path, meanwhile: Callable[[], None] = lambda: None) -> It
         meanwhile()
         yield
         return
-    with _embedded(home, meanwhile):
+    with _embedded(home, meanwhile, start_within_s):
         yield
 
 
@@ -127,16 +135,33 @@ class Watchdog:
             leave(code)
 
 
-def leave(code: int) -> None:
+def leave(code: int, word: str = "") -> None:
     """Exit now, without the threads and exit hooks that wait for a server; an embedded one notices and ends itself."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
+    for do in (*BEFORE_LEAVING, sys.stdout.flush, lambda: _last(word), sys.stderr.flush):
+        with suppress(OSError, ValueError, RuntimeError):
+            do()
     os._exit(code)
 
 
+def abort(word: str) -> None:
+    """Exit at once on a second interrupt, with `word` as the last line on standard error."""
+    child.kill_companions()
+    leave(INTERRUPTED, word)
+
+
+def _last(word: str) -> None:
+    if word and sys.__stderr__:
+        print_line(word, sys.__stderr__)
+
+
+def print_line(text: str, stream: IO[str]) -> None:
+    """Print a line at once, by one call that no interrupt cuts; on a terminal over the echo of a key (^C)."""
+    stream.write(f"\r{text}\n" if stream.isatty() else f"{text}\n")
+    stream.flush()
+
+
 @contextmanager
-def _embedded(home: Path, meanwhile: Callable[[], None]) -> Iterator[None]:
+def _embedded(home: Path, meanwhile: Callable[[], None], start_within_s: float) -> Iterator[None]:
     """A server on a free port of the loopback, for this process alone: it asks for a password made up for it."""
     check_room(home)
     os.environ.setdefault("PREFECT_HOME", str(home))
@@ -151,14 +176,15 @@ def _embedded(home: Path, meanwhile: Callable[[], None]) -> Iterator[None]:
         os.environ.update(mine)
         reread()
         try:
-            with _alone(home / "server.lock"):  # two servers must not create one database
-                server = _start(listener)
-                meanwhile()
-                with or_no_room(home):
-                    wait_for(url, STARTUP_S, lambda: server.poll() is None)
-            yield
+            with ExitStack() as stack:
+                with _alone(home / "server.lock", start_within_s):  # two servers must not create one database
+                    server = _start(listener)
+                    stack.callback(_stop, server)
+                    meanwhile()
+                    with or_no_room(home):
+                        wait_for(url, start_within_s, lambda: server.poll() is None)
+                yield
         finally:
-            _stop(server)
             for name in mine:
                 os.environ.pop(name, None)
             reread()
@@ -168,7 +194,7 @@ def _start(listener: socket.socket) -> subprocess.Popen[bytes]:
     """The server ends when its standard input does, that is, with this process, however that ends."""
     handle = listener.fileno()
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.server", str(handle)],
+        **child.python("flows.server", str(handle)),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -188,9 +214,9 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[None]:
+def _alone(file: Path, wait_s: float) -> Iterator[None]:
     """Hold an exclusive lock on `file`; R007 where another process holds it for too long."""
-    deadline = time.monotonic() + STARTUP_S
+    deadline = time.monotonic() + wait_s
     with file.open("a") as stream:
         while not try_lock(stream.fileno()):
             if time.monotonic() > deadline:

@@ -8,13 +8,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
+from rich.table import Column, Table
 
+from flows.engine import print_line
 from flows.night import headline, tally
 from pipeline.errors import CATALOGUE, ChironError
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.find import Export
 
 WIDTH = 140  # of tables where nobody looks on
+NARROW = 60  # columns, below which a table has less
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red", "usable": "green", "check": "yellow", "do not use": "red"}
 
 
@@ -36,6 +40,12 @@ def console(stderr: bool = False) -> Console:
 
 def as_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
+
+
+def say(text: str) -> None:
+    """Print a line on standard error."""
+    with suppress(RuntimeError):  # in a signal's handler, which interrupted the printing of another line
+        print_line(text, sys.stderr)
 
 
 def error(fault: ChironError) -> None:
@@ -107,21 +117,23 @@ def outcome(how: Outcome, output: Path, out: Console) -> None:
     style = STYLES.get(how.verdict, "") if how.state.endswith("published") else "red"
     out.print(f"[bold]{escape(how.label)}[/]  [{style or 'default'}]{escape(said)}[/]")
     if how.text:
-        out.print(f"  {escape(how.text if how.text.startswith(how.code) else f'{how.code}: {how.text}')}")
+        text = how.text if how.text.startswith(how.code) else f"{how.code}: {how.text}"
+        out.print(Padding(escape(text), (0, 0, 0, 2), expand=False), soft_wrap=not out.is_terminal)
     if how.report:
         out.print(f"  {escape(str(output / how.report))}")
 
 
-def night(found: Night, everything: bool = False, watched: bool = False) -> RenderableType:
+def night(found: Night, everything: bool = False, watched: bool = False, columns: int = WIDTH) -> RenderableType:
     """What `status` says: scans that run, those that need a look and, where `everything` is asked for, the others.
 
-    The sum of it stands at the end, or first where it is `watched`, for a screen may be too small for all.
+    The sum of it stands at the end, or first where it is `watched`, for a screen may be too small for all. On a
+    narrow one, of few columns, methods and times are left out.
     """
     shown = [entry for entry in found.entries if everything or entry.kind != "usable"]
     unshown = len(found.entries) - len(shown)
     more = f" {unshown:,} usable {'one is' if unshown == 1 else 'ones are'} not listed (--all)." if unshown else ""
     said = escape(f"{headline(tally(found))}.{more}")
-    tables = [*([_running(found)] if found.running else []), *([_ended(shown)] if shown else [])]
+    tables = [*([_running(found)] if found.running else []), *([_ended(shown, columns)] if shown else [])]
     return Group(said, *tables) if watched else Group(*tables, said)
 
 
@@ -132,21 +144,24 @@ def night_json(found: Night) -> dict[str, Any]:
 
 
 def _running(found: Night) -> Table:
-    table = Table("running scan", "step", "for")
+    table = Table(Column("running scan", overflow="fold"), "step", "for")
     for scan in found.running:
         seconds = "" if scan.since is None else f"{max(0.0, time.time() - scan.since):.0f} s"
         table.add_row(escape(scan.label), escape(scan.title or scan.stage), seconds)
     return table
 
 
-def _ended(entries: Iterable[Entry]) -> Table:
-    table = Table("scan", "state", "verdict", "methods", "ended", "why")
+def _ended(entries: Iterable[Entry], columns: int) -> Table:
+    narrow = columns < NARROW
+    table = Table(Column("scan", overflow="fold"), "state", *([] if narrow else ["verdict", "methods", "ended"]), "why")
     for entry in entries:
         record, reasons = entry.record, entry.reasons
         more = [f"(and {len(reasons) - 1} more)"] if len(reasons) > 1 else []
         why = [*([entry.code] if entry.code else entry.warnings), *reasons[:1], *more]
-        row = (entry.label, record["state"], record["verdict"], ", ".join(record["methods"]), entry.when)
-        table.add_row(*map(escape, row), escape(" ".join(why)), style=_tone(entry.kind))
+        state = record["verdict"] or record["state"] if narrow else record["state"]
+        more_of_it = [] if narrow else [record["verdict"], ", ".join(record["methods"]), entry.when]
+        row = [entry.label, state, *more_of_it, " ".join(why)]
+        table.add_row(*map(escape, row), style=_tone(entry.kind))
     return table
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from flows.screen import Screen, can_draw
 
 # Typical seconds of a stage of a 3 mm head on two CPU cores, to guess the time left; each run corrects them as it goes.
 TYPICAL_S = {"convert": 1.0, "mask": 2.0, "unwrap": 1.5, "background": 2.0, "quality": 1.5, "publish": 1.0}
@@ -16,6 +21,7 @@ TYPICAL_S |= {"invert-rts": 1.0, "invert-tv": 2.0, "invert-nltv": 3.5, "invert-m
 TYPICAL_S |= {"invert-dip": 100.0, "invert-diffusion": 10.0, "invert-cyclegan": 5.0, "upsample": 400.0}
 OTHER_S = 0.5
 LINE_EVERY_S = 30.0
+NARROW = 60  # columns, below which there are no bars
 
 
 class Watcher(Protocol):
@@ -114,96 +120,136 @@ class Lines(_Timed):
         self.console.print(f"{self.prefix}{self.title:26} {time.monotonic() - self.started:7.1f} s", highlight=False)
 
 
+@dataclass(frozen=True)
+class Row:
+    """What one bar shows: whose it is, what is done, the share that is done, the time left."""
+
+    label: str
+    doing: str = ""
+    share: float = 0.0
+    left: str = ""
+
+
 class Bar(_Timed):
     """One bar a scan: what it is doing, how far it is, how long it still takes."""
 
-    def __init__(self, console: Console, label: str, stages: list[str], board: Progress | None = None) -> None:
+    def __init__(self, label: str, stages: list[str], board: Board) -> None:
         super().__init__(stages)
-        self.progress, self.own = board or bars(console), board is None
-        self.row = self.progress.add_task(label, total=1.0, left="")
-        self.label = label
-        self.progress.start()
+        self.label, self.word, self.board = label, "", board
 
     def began(self, name: str, title: str) -> None:
         super().began(name, title)
         self.moved(0.0, "")
 
     def moved(self, share: float, word: str) -> None:
-        doing = f"{self.label}  {self.title}{', ' + word if word else ''}"
-        done = self.forecast.share(self.name, share)
-        self.progress.update(self.row, completed=done, description=doing, left=self.left(share))
+        self.left(share)
+        self.word = word
+        self.board.refresh()
 
     def close(self) -> None:
-        if self.own:
-            self.progress.stop()
-        else:
-            self.progress.remove_task(self.row)
+        """Remove it from the board; a second call does nothing."""
+        self.board.remove(self)
+
+    def row(self) -> Row:
+        """As it is now."""
+        doing = f"{self.title}{', ' + self.word if self.word else ''}"
+        left = self.left(self.share) if self.name else ""
+        return Row(self.label, doing, self.forecast.share(self.name, self.share), left)
 
 
 class Board:
     """Many scans: those at work, each with its bar, and below them how far the whole is. Plain lines in a log."""
 
-    def __init__(self, console: Console, several: bool = False) -> None:
+    def __init__(self, console: Console, several: bool = False, drawn: bool = True) -> None:
         self.console, self.several = console, several
-        self.bars = bars(console) if console.is_terminal else None
-        self.total: TaskID | None = None
+        self.bars: list[Bar] = []
+        self.screen = Screen(console, self._table) if drawn and can_draw(console.file) else None
         self.scans = self.done = 0
         self.started = time.monotonic()
 
     def expect(self, scans: int) -> None:
         """So many scans are to be done from now on."""
         self.scans, self.done, self.started = scans, 0, time.monotonic()
+        if self.screen:
+            self.screen.open()
 
     def watch(self, label: str, stages: list[str]) -> Bar | Lines:
         """Of one more scan."""
-        if not self.bars:
+        if not self.screen:
             return Lines(self.console, label, stages, self.several)
-        made = Bar(self.console, label, stages, self.bars)
-        if self.scans > 1:
-            if self.total is not None:
-                self.bars.remove_task(self.total)
-            self.total = self.bars.add_task("", total=float(self.scans), left="")
-            self._show()
-        return made
+        bar = Bar(label, stages, self)
+        self.bars = [*self.bars, bar]
+        self.refresh()
+        return bar
 
     def ended(self) -> None:
         """One scan is done."""
         self.done += 1
-        self._show()
+        self.refresh()
+
+    def refresh(self) -> None:
+        if self.screen:
+            self.screen.refresh()
+
+    def remove(self, bar: Bar) -> None:
+        self.bars = [other for other in self.bars if other is not bar]
+        self.refresh()
 
     def close(self) -> None:
-        if self.bars:
-            self.bars.stop()
+        if self.screen:
+            self.screen.close()
 
-    def _show(self) -> None:
-        if self.bars and self.total is not None:
-            rest = (time.monotonic() - self.started) / max(self.done, 1) * (self.scans - self.done)
-            left = f"about {duration(rest)} left" if self.done and rest >= 1 else ""
-            said = f"{self.done} of {self.scans} scans"
-            self.bars.update(self.total, completed=float(self.done), description=said, left=left)
+    def rows(self) -> list[Row]:
+        """A row for each scan at work and, where there are several scans, one for the whole."""
+        return [bar.row() for bar in self.bars] + ([self._whole()] if self.scans > 1 else [])
+
+    def _whole(self) -> Row:
+        rest = (time.monotonic() - self.started) / max(self.done, 1) * (self.scans - self.done)
+        left = f"about {duration(rest)} left" if self.done and rest >= 1 else ""
+        return Row(f"{self.done} of {self.scans} scans", "", self.done / self.scans, left)
+
+    def _table(self, columns: int) -> Table:
+        return table(self.rows(), columns)
 
 
-def bars(console: Console) -> Progress:
-    """Rows of bars that go when they are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
-    return Progress(*columns, console=console, transient=True)
+def table(rows: Sequence[Row], columns: int) -> Table:
+    """Rows of bars that fit so many columns: on a narrow terminal there are no bars and times, then no stages."""
+    label = max(columns * 3 // 10, min(columns - 5, 16))
+    wide, doing = columns >= NARROW, columns > label + 10
+    grid = Table.grid(Column(width=label, no_wrap=True), padding=(0, 1, 0, 0), expand=True)
+    if doing:
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    if wide:
+        grid.add_column(width=max(8, columns // 6 - 4), no_wrap=True)
+    grid.add_column(width=4, no_wrap=True, justify="right")
+    if wide:
+        grid.add_column(width=17, no_wrap=True)
+    for row in rows:
+        middle: list[RenderableType] = [Text(row.doing)] if doing else []
+        if wide:
+            middle.append(ProgressBar(total=1.0, completed=row.share))
+        end = [Text(row.left)] if wide else []
+        grid.add_row(Text(shortened(row.label, label)), *middle, Text(f"{100 * row.share:.0f}%", "magenta"), *end)
+    return grid
 
 
-def watch(console: Console, label: str, stages: list[str]) -> Bar | Lines:
-    """One scan alone: a bar where a person looks on, else lines."""
-    return (Bar if console.is_terminal else Lines)(console, label, stages)
+def shortened(text: str, width: int) -> str:
+    """The text, or its beginning and its end where it is longer: labels often differ in both."""
+    return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - width // 2 - 1) :]}"
 
 
 @contextmanager
 def watching(console: Console, name: str, title: str) -> Iterator[Callable[[float, str], None]]:
     """Show one stage alone; yields what is told how far it is."""
-    shown = watch(console, name, [name])
+    board = Board(console)
     try:
+        board.expect(1)
+        shown = board.watch(name, [name])
         shown.began(name, title)
         yield shown.moved
         shown.ended(name)
     finally:
-        shown.close()
+        board.close()
 
 
 def duration(seconds: float) -> str:

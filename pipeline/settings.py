@@ -17,6 +17,7 @@ from models.dip import DIP
 from models.methods import Choice
 from models.params import check_ranges, filled, unset
 from pipeline.background import LBV, PDF, RESHARP, VSHARP, Background
+from pipeline.child import working_folder
 from pipeline.convert import Acquisition
 from pipeline.device import device_name
 from pipeline.errors import CATALOGUE, ChironError
@@ -141,7 +142,15 @@ def load(file: Path | None = None, words: Iterable[str] = (), base: Settings | N
                 raise ChironError("X001", f"the setting {path.strip()}", f"{part} to be a section, or a plain value")
         target[name] = _value(text.strip())
     values.update({name: value for name, value in given.items() if value is not None})
-    return parse(values)
+    return parse(_with_whole_paths(values))
+
+
+def _with_whole_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """A relative `mask.file` is relative to the person's working folder, where no process of a run works."""
+    mask = values.get("mask")
+    if not (isinstance(mask, dict) and isinstance(mask.get("file"), str) and mask["file"]):
+        return values
+    return values | {"mask": mask | {"file": str(working_folder() / mask["file"])}}
 
 
 def parse(values: dict[str, Any]) -> Settings:

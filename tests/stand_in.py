@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import pipeline.card
 import pipeline.publish
 import pipeline.recipe
 import pipeline.recipe.stages
+from pipeline.child import program
 from pipeline.errors import ChironError
 from pipeline.find import Export, Scan, SetAside
 from pipeline.recipe import Inputs
@@ -118,7 +120,7 @@ def install(put: Callable[[Any, str, Any], None]) -> None:
         put(pipeline.card, "_name", lambda device: "test")
     put(flows.batch, "find", find)
     put(flows.crew, "Worker", hire)
-    put(flows.crew.process, "COMMAND", [sys.executable, __file__, "worker"])
+    put(flows.crew.process, "START", partial(program, sys.executable, __file__, "worker"))
     put(pipeline.publish, "write_report", lambda work, label, settings, failure=None: f"<html>{label}</html>")
 
 

@@ -90,6 +90,9 @@ def test_said_twice_it_is_the_same_and_what_is_not_ours_stays(client: SyncPrefec
     }
     assert all(found[6:9] == ([], None, {}) for found in first["deployments"].values())
     assert [name for _, name, _, _ in first["automations"]] == [AUTOMATION]
+    for pool in (CPU, GPU):
+        defaults = client.read_work_pool(pool).base_job_template["variables"]["properties"]
+        assert defaults["env"]["default"] == {"PYTHONSAFEPATH": "1"} and not defaults["working_dir"].get("default")
 
 
 def test_a_changed_schedule_is_changed_and_not_added(client: SyncPrefectClient) -> None:

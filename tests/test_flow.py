@@ -127,7 +127,9 @@ def test_a_failed_scan_continues_after_its_last_good_stage(source: Path, tmp_pat
         ([("failed", "P007"), ("failed", "R006")], 12),
         ([("failed", "R006")], 17),
         ([("failed", "S001"), ("failed", "S001")], 14),
-        ([("failed", "R005")], 1),
+        ([("failed", "R005")], 12),
+        ([("failed", "R005"), ("failed", "R005")], 12),
+        ([("failed", "R005"), ("published", "")], 10),
     ],
 )
 def test_exit_codes(states: list[tuple[Any, str]], expected: int) -> None:

@@ -12,6 +12,7 @@ from make_dicom import KEY, edit, write
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 import pipeline.find.reading
+from pipeline.child import program
 from pipeline.errors import ChironError
 from pipeline.find import find
 from pipeline.find.listing import list_files
@@ -50,7 +51,7 @@ def test_the_number_of_processes_changes_nothing(
 def test_a_process_that_dies_is_told(export: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.find.reading, "WORTH_ONE", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    monkeypatch.setattr(pipeline.find.reading, "_COMMAND", ("false",))
+    monkeypatch.setattr(pipeline.find.reading, "python", lambda *words: program("/bin/false"))
     with pytest.raises(ChironError, match="R008"):
         find(export[0].parent, KEY)
 

@@ -6,10 +6,11 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 import flows.watch
-from flows.watch import Bar, Board, Forecast, Lines, watch
+from flows.watch import Bar, Board, Forecast, Lines, Row, shortened, table, watching
 
 
 def test_the_forecast_learns_from_this_machine() -> None:
@@ -30,13 +31,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return hand
 
 
+def a_bar() -> Bar:
+    """Of one scan with one stage, on a board that draws nothing."""
+    return Bar("sub-a", ["invert-dip"], Board(Console(file=StringIO())))
+
+
 def left(bar: Bar) -> str:
     """The time left that the bar shows."""
-    return str(bar.progress.tasks[0].fields["left"])
+    return bar.row().left
 
 
 def test_the_bar_tells_the_time_left_from_the_share_done(clock: SimpleNamespace) -> None:
-    bar = Bar(Console(file=StringIO(), force_terminal=True), "sub-a", ["invert-dip"])
+    bar = a_bar()
     bar.began("invert-dip", "inverting")
     assert left(bar) == "about 2 min left", "nothing is done: what such a stage usually takes"
     for now, share, expected in ((20, 0.25, "60 s"), (50, 0.5, "50 s"), (300, 0.6, "3 min"), (499, 0.998, "1 s")):
@@ -49,7 +55,7 @@ def test_the_bar_tells_the_time_left_from_the_share_done(clock: SimpleNamespace)
 
 
 def test_a_slow_stage_is_no_longer_said_to_end_soon_once_the_usual_time_is_over(clock: SimpleNamespace) -> None:
-    bar = Bar(Console(file=StringIO(), force_terminal=True), "sub-a", ["invert-dip"])
+    bar = a_bar()
     bar.began("invert-dip", "inverting")
     clock.now += 150
     bar.moved(0.01, "step")
@@ -58,7 +64,7 @@ def test_a_slow_stage_is_no_longer_said_to_end_soon_once_the_usual_time_is_over(
 
 
 def test_a_second_pass_is_timed_anew(clock: SimpleNamespace) -> None:
-    bar = Bar(Console(file=StringIO(), force_terminal=True), "sub-a", ["invert-dip"])
+    bar = a_bar()
     bar.began("invert-dip", "inverting")
     for seconds, share in ((100, 1.0), (0, 0.01), (40, 0.5)):
         clock.now += seconds
@@ -85,29 +91,67 @@ def test_a_log_hears_of_a_long_stage_now_and_then(clock: SimpleNamespace) -> Non
     ]
 
 
-def test_progress_is_a_bar_for_a_person_and_lines_for_a_log() -> None:
-    for terminal, expected in ((True, Bar), (False, Lines)):
-        said = StringIO()
-        shown = watch(Console(file=said, force_terminal=terminal), "sub-a", ["convert"])
-        assert isinstance(shown, expected)
-        shown.began("convert", "reading the images")
-        shown.moved(0.5, "half")
-        shown.ended("convert")
-        shown.close()
-        assert "sub-a" in said.getvalue() and "reading the images" in said.getvalue()
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boards that take any stream for a terminal, and draw nothing."""
+    nothing = SimpleNamespace(open=lambda: None, refresh=lambda: None, close=lambda: None)
+    monkeypatch.setattr(flows.watch, "can_draw", lambda stream: True)
+    monkeypatch.setattr(flows.watch, "Screen", lambda console, rows: nothing)
 
 
+def test_progress_is_lines_for_a_log() -> None:
+    text = StringIO()
+    with watching(Console(file=text, force_terminal=True), "sub-a", "reading the images") as moved:
+        moved(0.5, "half")
+    assert "sub-a" in text.getvalue() and "reading the images" in text.getvalue() and "\x1b[A" not in text.getvalue()
+
+
+@pytest.mark.usefixtures("drawing")
 def test_a_board_shows_every_scan_at_work_and_the_whole(clock: SimpleNamespace) -> None:
-    board = Board(Console(file=StringIO(), force_terminal=True))
+    board = Board(Console(file=StringIO()))
     board.expect(4)
     first, second = board.watch("sub-a", ["convert"]), board.watch("sub-b", ["convert"])
     second.began("convert", "reading")
     clock.now += 20
     first.close()
     board.ended()
-    said = {task.description: task.fields["left"] for task in board.bars.tasks}  # type: ignore[union-attr]
-    assert set(said) == {"sub-b  reading", "1 of 4 scans"} and said["1 of 4 scans"] == "about 60 s left"
+    whole, rest = board.rows()[-1], board.rows()[:-1]
+    assert [(row.label, row.doing) for row in rest] == [("sub-b", "reading")]
+    assert (whole.label, whole.share, whole.left) == ("1 of 4 scans", 0.25, "about 60 s left")
     board.close()
+
+
+@pytest.mark.usefixtures("drawing")
+def test_a_bar_that_is_closed_twice_takes_no_other_with_it() -> None:
+    board = Board(Console(file=StringIO()))
+    board.expect(2)
+    first, _ = board.watch("sub-a", ["convert"]), board.watch("sub-b", ["convert"])
+    first.close()
+    first.close()
+    assert [row.label for row in board.rows()] == ["sub-b", "0 of 2 scans"]
+
+
+ROWS = [
+    Row("sub-" + 60 * "a", "inverting (diffusion), step 1234 of 5000", 0.5, "about 12 min left"),
+    Row("sub-b", "", 0.0, ""),
+    Row("10 of 12 scans", "", 1.0, "about 89 s left"),
+]
+
+
+@pytest.mark.parametrize("columns", [12, 20, 39, 59, 60, 79, 131, 300])
+def test_rows_fit_any_width_and_end_in_what_tells_most(columns: int) -> None:
+    text = StringIO()
+    Console(file=text, width=columns).print(table(ROWS, columns))
+    lines = text.getvalue().splitlines()
+    assert len(lines) == len(ROWS) and all(cell_len(line) <= columns for line in lines)
+    assert all(f"{100 * row.share:.0f}%" in line for row, line in zip(ROWS, lines, strict=True))
+    assert columns < 60 or all(row.left in line for row, line in zip(ROWS, lines, strict=True))
+    assert columns < 39 or "invert" in lines[0]
+
+
+@pytest.mark.parametrize(("width", "expected"), [(9, "sub-abcde"), (8, "sub-…cde"), (5, "su…de")])
+def test_a_long_label_keeps_its_beginning_and_its_end(width: int, expected: str) -> None:
+    assert shortened("sub-abcde", width) == expected
 
 
 def test_lines_of_several_scans_bear_their_names() -> None:

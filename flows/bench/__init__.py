@@ -6,7 +6,6 @@ Every step runs in a fresh process, so that its peak memory is its own and a fai
 from __future__ import annotations
 
 import math
-import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ import torch
 from flows.bench.case import Case, Shape, make
 from flows.bench.measure import Row, run_step
 from flows.bench.steps import steps
+from pipeline import child
 
 __all__ = ["ECHOES", "SIZES", "Plan", "Row", "bench", "devices"]
 
@@ -77,7 +77,8 @@ def devices() -> list[str]:
 
 def _apart(run: Callable[..., T], *arguments: object) -> T:
     """Run a function in a fresh process, forked from one that has imported everything and computed nothing."""
-    context = multiprocessing.get_context("forkserver")
+    context = child.context("forkserver")
     context.set_forkserver_preload(["flows.bench.measure", "sympy"])  # torch loads sympy where operations are counted
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    leash, end = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(1, context, child.tie, (leash,)) as pool, end:
         return pool.submit(run, *arguments).result()

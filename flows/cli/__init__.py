@@ -11,11 +11,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from flows import show
+from flows.cli.command import Command, InterruptError
 from flows.cli.look import doctor, explain, inspect, report, settings, status
 from flows.cli.maintain import prune, reconcile, reprocess
 from flows.cli.measure import bench, evaluate, grid, step
@@ -24,8 +27,8 @@ from flows.cli.reconstruct import demo, run
 from flows.cli.serve import deploy, serve, worker
 from flows.cli.streams import exit_code, guarded
 from flows.cli.train import train
-from flows.engine import leave
-from pipeline import __version__
+from flows.engine import abort, leave
+from pipeline import __version__, child
 from pipeline.disk import disk_error, is_full
 from pipeline.errors import ChironError
 
@@ -44,43 +47,50 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=EXIT_CODES)(run)
-app.command(epilog=EXIT_CODES)(demo)
-app.command(epilog=EXIT_CODES)(reprocess)
-app.command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(reconcile)
-app.command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(prune)
-app.command(epilog=EXIT_CODES)(serve)
-app.command(epilog=EXIT_CODES)(deploy)
-app.command(epilog=EXIT_CODES)(worker)
-app.command(epilog=EXIT_CODES)(inspect)
-app.command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
-app.command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)
-app.command(
+command = partial(app.command, cls=Command)
+command(epilog=EXIT_CODES)(run)
+command(epilog=EXIT_CODES)(demo)
+command(epilog=EXIT_CODES)(reprocess)
+command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(reconcile)
+command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 18 Prefect.")(prune)
+command(epilog=EXIT_CODES)(serve)
+command(epilog=EXIT_CODES)(deploy)
+command(epilog=EXIT_CODES)(worker)
+command(epilog=EXIT_CODES)(inspect)
+command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
+command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)
+command(
     epilog="Exit codes: 0 done, 2 wrong stage or artefacts, 10 unusable data, 13 no such folder, "
     "14 output or disk space, 15 settings, 16 no such device."
 )(step)
-app.command(epilog="Exit codes: 0 done, 2 unreadable files, 10 files that do not fit together.")(evaluate)
-app.command(epilog="Exit codes: 0 done, 2 wrong usage, 14 a page that cannot be written, 16 no such device.")(bench)
-app.command(
+command(epilog="Exit codes: 0 done, 2 unreadable files, 10 files that do not fit together.")(evaluate)
+command(epilog="Exit codes: 0 done, 2 wrong usage, 14 a page that cannot be written, 16 no such device.")(bench)
+command(
     epilog="Exit codes: 0 done, 2 wrong usage or label maps, 13 no such folder, 14 a page that cannot be written, "
     "15 settings, 16 no such device."
 )(grid)
-app.command(
+command(
     epilog="Exit codes: 0 done, 2 wrong usage or files, 13 no such folder, 14 output or disk space, 15 settings, "
     "16 no such device."
 )(train)
-app.command(
-    epilog="Exit codes: 0 well, 14 OUTPUT, 15 an installation or key that is wrong, 16 the device, 18 Prefect."
-)(doctor)
-app.command()(settings)
-app.command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
+command(epilog="Exit codes: 0 well, 14 OUTPUT, 15 an installation or key that is wrong, 16 the device, 18 Prefect.")(
+    doctor
+)
+command()(settings)
+command(epilog="Exit codes: 0 done, 2 no such code.")(explain)
 
 
 def main() -> None:
     """Run the command and leave at once: no library's exit hook may keep a finished command waiting."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the work as Ctrl-C does
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for a command in the background
+            signal.signal(number, _stop)
+    child.close()
     with guarded() as out:
-        code = execute(sys.argv[1:])
+        try:
+            code = execute(sys.argv[1:])
+        except KeyboardInterrupt:  # before a command had begun, or after its end
+            code = INTERRUPTED
     leave(exit_code(code, out))
 
 
@@ -89,9 +99,9 @@ def execute(words: Sequence[str]) -> int:
     try:
         app(args=list(words), prog_name="chiron")
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
-        return INTERRUPTED if code == 1 else code  # typer's own 1 is an interrupt; ours of an error is below
-    except KeyboardInterrupt:
+        return end.code if isinstance(end.code, int) else 0
+    except InterruptError:
+        show.say("interrupted")
         return INTERRUPTED
     except ChironError as error:
         show.error(error)
@@ -110,6 +120,17 @@ def _coded(error: Exception) -> ChironError:
     if isinstance(error, OSError) and (is_full(error) or error.errno == errno.EROFS):
         return disk_error(error)
     return ChironError("R005", f"an unexpected {type(error).__name__}", "", "Set CHIRON_TRACE=1 to see the trace.")
+
+
+_interrupts: list[int] = []
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """The first SIGINT or SIGTERM stops the work; the second ends the process at once."""
+    if _interrupts:
+        abort("interrupted")
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)

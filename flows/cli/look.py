@@ -131,21 +131,19 @@ def status(
     elif json:
         show.as_json(show.night_json(look(_folder(output))))
     else:
-        show.console().print(show.night(look(_folder(output)), everything))
+        console = show.console()
+        console.print(show.night(look(_folder(output)), everything, columns=console.width))
 
 
 def _watch(output: Path, everything: bool) -> None:
     """Until Ctrl-C, which is how it is meant to end, or until nobody reads it."""
-    from rich.live import Live
-
     from flows.night import look
+    from flows.screen import shown
 
-    with (
-        suppress(KeyboardInterrupt),
-        Live(console=show.console(), auto_refresh=False) as live,
-    ):
+    console = show.console()
+    with suppress(KeyboardInterrupt), shown(console) as update:
         while getattr(sys.stdout, "failure", None) is None:
-            live.update(show.night(look(output), everything, watched=True), refresh=True)
+            update(show.night(look(output), everything, watched=True, columns=console.width))
             time.sleep(WATCH_S)
 
 

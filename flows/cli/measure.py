@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import sys
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -148,7 +147,7 @@ def bench(
     asked = [str(pick_device(name)) for name in device or devices()]
     chosen = _named(step, steps(), "step", by_start=True) or list(steps())
     plan = Plan(sizes, echoes or ECHOES, asked, chosen, 1 if quick else repeat)
-    _hand_over(page(list(measured(plan, _say))), output)
+    _hand_over(page(list(measured(plan, show.say))), output)
 
 
 def grid(
@@ -205,7 +204,7 @@ def grid(
     settings = all_settings.load(config, set or [], device=device)
     pick_device(settings.device)
     maps = label_maps(labels) if labels else []
-    found = scored(chosen, methods, settings, parts=parts, seeds=_numbers(seeds), labels=maps, say=_say)
+    found = scored(chosen, methods, settings, parts=parts, seeds=_numbers(seeds), labels=maps, say=show.say)
     _hand_over(page(found, _configuration(config, set or [])), output)
     if json:
         _hand_over(json_format.dumps(found.json(), indent=1), json)
@@ -265,7 +264,3 @@ def _hand_over(text: str, output: Path | None) -> None:
         output.write_text(text)
     except OSError as error:
         raise disk_error(error) from error
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

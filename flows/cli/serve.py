@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows import show
 from flows.cli.options import Config, Device, Input, Labels, Method, Output, Set, TimeLimit, Workers
 from pipeline.errors import ChironError
 from pipeline.names import meant
@@ -78,7 +78,7 @@ def serve(
         mail_from=mail_from,
         mail_host=mail_host,
     )
-    run(site, _times(every, at), port, lambda text: print(text, file=sys.stderr, flush=True))
+    run(site, _times(every, at), port, show.say)
 
 
 def deploy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +22,11 @@ def shown(
 ) -> Batch:
     """Let `do` fill a batch while a person, or a log, looks on."""
     from flows.batch import Batch
+    from flows.screen import is_pipe
     from flows.watch import Board
 
     beside, out = show.console(stderr=True), show.console()
-    board = Board(beside, terms.workers > 1)
+    board = Board(beside, terms.workers > 1, drawn=as_json or not is_pipe(sys.stdout))
 
     def ended(how: Outcome) -> None:
         board.ended()
@@ -39,12 +41,13 @@ def shown(
         on_outcome=ended,
         watch=board.watch,
         terms=terms,
+        on_stop=lambda: show.say("stopping; Ctrl-C again ends it at once"),
     )
     try:
         do(batch)
     except KeyboardInterrupt:
         board.close()
-        beside.print("interrupted; what is done is kept, the same command continues")
+        show.say("interrupted; what is done is kept, the same command continues")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         board.close()

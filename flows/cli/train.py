@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.show import say
 from flows.train.plan import Plan
 from pipeline.names import meant
 
@@ -87,11 +87,7 @@ def train(
             raise typer.BadParameter(f"--{name} is not for {method}")
     plan = Plan(minutes, seed, rate, labels, device, **given)  # type: ignore[arg-type]
     try:
-        card = METHODS[method].train(folder, plan, _say)
+        card = METHODS[method].train(folder, plan, say)
     except OSError as error:
         raise disk_error(error) from error
     print(f"{folder / (card['name'] + '.safetensors')}: {card['steps']} steps")
-
-
-def _say(word: str) -> None:
-    print(word, file=sys.stderr, flush=True)

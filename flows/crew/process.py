@@ -6,19 +6,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows.watch import Silent, Watcher
+from pipeline import child
 from pipeline.errors import ChironError
 from pipeline.recipe import Job
 
-COMMAND = [sys.executable, "-m", "flows.crew.worker"]
+START = partial(child.python, "flows.crew.worker")
 STOP_S = 10.0
 
 
@@ -42,12 +43,11 @@ class Worker:
         if card is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(card)
         self.process = subprocess.Popen(
-            [*COMMAND, str(writer), str(threads)],
+            **START(str(writer), str(threads), environment=environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("CHIRON_TRACE") else subprocess.DEVNULL,
             pass_fds=[writer],
-            env=environment,
             start_new_session=True,  # a Ctrl-C is for the crew, and what hangs is killed with all that it started
         )
         os.close(writer)
@@ -89,7 +89,8 @@ class Worker:
     def done(self) -> Task | None:
         """The task it had; it has none now."""
         task, self.task = self.task, None
-        self.watch.close()
+        watch, self.watch = self.watch, Silent()
+        watch.close()
         return task
 
     def hurry(self, limit_s: float) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from flows.deploy import Times, deploy
-from flows.engine import QUIET, STARTUP_S, check_room, leave, or_no_room, wait_for
+from flows.engine import QUIET, STARTUP_S, abort, check_room, or_no_room, wait_for
 from flows.pools import CPU, GPU
 from flows.serve.child import Child
 from flows.site import OUTPUT_VARIABLE, Site
@@ -124,7 +124,7 @@ def _until_told(server: Child, workers: list[Child]) -> Iterator[threading.Event
         if told.is_set():
             for child in (*workers, server):
                 child.end(0.0)
-            leave(130)
+            abort("interrupted")
         told.set()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

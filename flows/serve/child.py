@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+
+from pipeline.child import python
 
 STEADY_S = 60.0  # a process that lived so long is started again at once
 LONGEST_WAIT_S = 60.0
@@ -29,11 +30,10 @@ class Child:
         silent = None if os.environ.get("CHIRON_TRACE") else subprocess.DEVNULL
         self.since = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *self.words],
+            **python(*self.words, environment=self.environment),
             stdin=subprocess.PIPE,
             stdout=silent,
             stderr=silent,
-            env=dict(self.environment),
             pass_fds=self.pass_fds,
             start_new_session=True,  # a Ctrl-C is for the site, which ends its processes in order
         )

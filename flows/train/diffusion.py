@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessException, spawn
 
 from flows.train.loop import devices, learn, named, take_up
@@ -25,7 +24,7 @@ from models.diffusion.training import CROP, Held, Lesson, crops
 from models.diffusion.unconditional import unconditional
 from models.maps import THICKEST_MM, VOXELS_MM
 from models.train import Trainer
-from pipeline import __version__
+from pipeline import __version__, child
 from pipeline.errors import ChironError
 from pipeline.names import meant
 
@@ -68,7 +67,7 @@ def train_diffusion(folder: Path, plan: Plan, say: Say) -> dict[str, Any]:
 
 def _together(where: Sequence[torch.device], config: Config, folder: Path, plan: Plan, say: Say) -> None:
     """A process a device; what one of them had to say at its end is raised here."""
-    faults = get_context("spawn").SimpleQueue()
+    faults = child.context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as meeting:
         try:
             work = (where, config, folder, plan, say)

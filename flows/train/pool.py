@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,6 +22,7 @@ from models.diffusion.process import SCALE_PPM
 from models.diffusion.training import Known
 from models.head.labelmap import FREESURFER, tissue_codes
 from models.maps import Map, random_map
+from pipeline import child
 from pipeline.errors import ChironError
 
 FIRST, KEPT, STEPS = 12, 96, 100  # maps to begin with, maps kept, steps after which a further one is used
@@ -116,7 +114,7 @@ class Pool(Generic[T]):
         self.coming: dict[int, Future[None]] = {}
         self.makers: ProcessPoolExecutor | None = None
         if workers:
-            context = multiprocessing.get_context("spawn")
+            context = child.context("spawn")
             leash, self.leash = context.Pipe(duplex=False)
             self.makers = ProcessPoolExecutor(workers, context, _modest, (leash,))
 
@@ -186,13 +184,7 @@ def _modest(leash: Connection) -> None:
     """The makers leave the processors to the training where both want them, and end with it, however it ends."""
     torch.set_num_threads(1)
     os.nice(10)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_held, args=(leash,), daemon=True).start()
-
-
-def _held(leash: Connection) -> None:
-    leash.poll(None)  # until the other end is closed
-    os._exit(1)
+    child.tie(leash)
 
 
 def _store(sources: Makes[Any], number: int, file: Path) -> None:

@@ -22,6 +22,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from pipeline.child import program
 from pipeline.errors import ChironError
 from pipeline.find.files import read_whole
 from pipeline.find.values import number
@@ -43,7 +44,7 @@ class Converted:
 
 def run(files: list[Path], scratch: Path) -> list[Converted]:
     """Convert `files` in `scratch`; E014 where the converter fails or makes nothing, R003 where it does not end."""
-    source, made = scratch / "in", scratch / "out"
+    source, made = scratch.absolute() / "in", scratch.absolute() / "out"
     try:
         for folder in (source, made):
             folder.mkdir(parents=True, mode=0o700)
@@ -54,15 +55,14 @@ def run(files: list[Path], scratch: Path) -> list[Converted]:
     except OSError as error:
         raise disk_error(error) from error
     merge = ["-m", "y" if len(files) > 1 else "n"]
-    command = [str(dcm2niix.bin), *_OPTIONS, *merge, "-o", str(made), str(source)]
+    words = [*_OPTIONS, *merge, "-o", str(made), str(source)]
     try:
         done = subprocess.run(
-            command,
+            **program(str(dcm2niix.bin), *words, environment={"PATH": os.defpath}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_LIMIT_S,
             check=False,
-            env={"PATH": os.defpath},
         )
     except subprocess.TimeoutExpired:
         raise ChironError("R003", f"dcm2niix did not end within {_LIMIT_S} s") from None

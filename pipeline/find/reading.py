@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from queue import SimpleQueue
 
+from pipeline.child import python
 from pipeline.errors import ChironError
 from pipeline.find.headers import Image, read_images
 from pipeline.find.listing import Entry
@@ -20,33 +21,22 @@ WORTH_ONE = 1500  # files, for which a further process takes less time than to s
 MOST = 8  # processes: each holds 60 MB
 
 Found = list[Image] | ChironError
-_COMMAND = (sys.executable, "-c", "from pipeline.find.reading import serve; serve()")
 
 
 def read_all(entries: list[Entry], progress: Callable[[float, str], None]) -> Iterator[tuple[Entry, Found]]:
     """Every entry with what is in it; the same whatever the number of processes. R008 where one of them dies."""
     shares = [entries[at : at + AT_ONCE] for at in range(0, len(entries), AT_ONCE)]
     processes = min(len(os.sched_getaffinity(0)), len(entries) // WORTH_ONE, MOST)
-    read = map(_read, shares) if processes < 2 else _read_by(processes, shares)
+    contents = map(read, shares) if processes < 2 else _read_by(processes, shares)
     done = 0
-    for share, found in zip(shares, read, strict=True):
+    for share, found in zip(shares, contents, strict=True):
         yield from zip(share, found, strict=True)
         done += len(share)
         progress(done / len(entries), "reading headers")
 
 
-def serve() -> None:
-    """A process of `read_all`: shares of entries come in by the standard input, what is in them goes out."""
-    while True:
-        try:
-            share = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        sys.stdout.buffer.write(pickle.dumps(_read(share)))
-        sys.stdout.buffer.flush()
-
-
-def _read(share: list[Entry]) -> list[Found]:
+def read(share: list[Entry]) -> list[Found]:
+    """What is in each of these files."""
     return [_read_one(entry) for entry in share]
 
 
@@ -82,7 +72,9 @@ def _read_by(processes: int, shares: list[list[Entry]]) -> Iterator[list[Found]]
 def _started() -> Iterator[subprocess.Popen[bytes]]:
     """A process that reads; it ends with us, and an interrupt is for us alone."""
     pipe, none = subprocess.PIPE, subprocess.DEVNULL
-    process = subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=none, start_new_session=True)
+    process = subprocess.Popen(
+        **python("pipeline.find.reader", str(Path.cwd())), stdin=pipe, stdout=pipe, stderr=none, start_new_session=True
+    )
     try:
         yield process
     finally:
