@@ -24,7 +24,7 @@ from pipeline.filters import dilate, erode
 from pipeline.find import find
 from pipeline.invert import invert
 from pipeline.mask.shapes import largest
-from pipeline.quality import CHECKS, measure
+from pipeline.quality import CHECKS, core, measure
 from pipeline.quality.verdict import LEVELS, Check
 from pipeline.recipe import Job, reconstruct
 from pipeline.settings import parse
@@ -54,7 +54,7 @@ class Scan:
     background: str = "vsharp"
     rim_mm: float = 2.0  # of the background removal
     lost_voxels: int = 0  # of the map, which are no numbers
-    rim_ppm: float = 0.0  # added to the outermost voxels of the map
+    rim_ppm: float = 0.0  # added to the outermost 5 mm of the map
 
 
 @cache
@@ -146,7 +146,7 @@ def _measured(scan: Scan, recorded: Echoes, mask: Tensor, work: Work) -> dict[st
     }
     for method in dict.fromkeys([scan.method, "tv"]):
         chi = invert(local, method, getattr(settings, method)).ppm
-        chi += scan.rim_ppm * (local.mask & ~erode(local.mask, local.grid.voxel_size_mm, scan.voxel_mm))
+        chi += scan.rim_ppm * (local.mask & ~core(local.mask, local.grid.voxel_size_mm))
         chi[tuple(local.mask.nonzero()[: scan.lost_voxels].T)] = math.nan
         stages[f"invert-{method}"] = Made({"chi_ppm": chi})
     done = {name: work.write(name, "key", m, {}) for name, m in stages.items()}
