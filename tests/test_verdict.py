@@ -23,7 +23,8 @@ from pipeline.field import total_field
 from pipeline.filters import dilate, erode
 from pipeline.find import find
 from pipeline.invert import invert
-from pipeline.quality import CHECKS, measure
+from pipeline.mask.shapes import largest
+from pipeline.quality import CHECKS, core, measure
 from pipeline.quality.verdict import LEVELS, Check
 from pipeline.recipe import Job, reconstruct
 from pipeline.settings import parse
@@ -53,6 +54,7 @@ class Scan:
     background: str = "vsharp"
     rim_mm: float = 2.0  # of the background removal
     lost_voxels: int = 0  # of the map, which are no numbers
+    rim_ppm: float = 0.0  # added to the outermost 5 mm of the map
 
 
 @cache
@@ -100,7 +102,7 @@ def measured(scan: Scan) -> dict[str, Any]:
     noisy = torch.cat([noisy[:right], noisy[right:].conj().resolve_conj()])
     noisy = noisy.conj() if scan.inverted else noisy
     first = round(scan.cut_mm / scan.voxel_mm)
-    noisy, brain = noisy[..., first:].resolve_conj(), simulated.brain
+    noisy, brain = noisy[..., first:].resolve_conj(), largest(simulated.brain)
     mask = brain_mask(brain, *scan.mask, scan.voxel_mm)[..., first:]
     grid = Grid.simple(mask.shape, (scan.voxel_mm,) * 3)
     recorded = Echoes(noisy.abs(), noisy.angle(), scan.echo_times_s, scan.header_tesla, grid)
@@ -144,6 +146,7 @@ def _measured(scan: Scan, recorded: Echoes, mask: Tensor, work: Work) -> dict[st
     }
     for method in dict.fromkeys([scan.method, "tv"]):
         chi = invert(local, method, getattr(settings, method)).ppm
+        chi += scan.rim_ppm * (local.mask & ~core(local.mask, local.grid.voxel_size_mm))
         chi[tuple(local.mask.nonzero()[: scan.lost_voxels].T)] = math.nan
         stages[f"invert-{method}"] = Made({"chi_ppm": chi})
     done = {name: work.write(name, "key", m, {}) for name, m in stages.items()}
@@ -248,20 +251,27 @@ def test_a_clean_scan_is_usable_and_a_coarse_one_is_so_but_for_its_voxels() -> N
 
 
 def test_a_flat_map_with_a_bright_rim_is_not_to_be_used() -> None:
-    """One echo, whose noise cannot be told from tissue: the map is flat, and its standard deviation was not."""
-    facts = measured(scan(echo_times_s=(0.020,)))
-    map_numbers = facts["methods"]["tv"]
-    assert facts["verdict"]["level"] == "do not use" and map_numbers["spread_ppm"] > 0.001
-    assert "flat" in facts["verdict"]["reasons"][0]
-    assert map_numbers["asymmetry"] is None and map_numbers["neighbour_correlation"] is None
+    """Its standard deviation is that of a brain, yet there is nothing inside."""
+    facts = measured(scan(strength=4000.0, rim_ppm=0.05))
+    of_map = facts["methods"]["tv"]
+    assert of_map["spread_ppm"] > 0.01 and of_map["core_spread_ppm"] < 0.005
+    assert facts["verdict"]["level"] == "do not use" and "flat" in facts["verdict"]["reasons"][0]
+    assert of_map["asymmetry"] is None and of_map["neighbour_correlation"] is None
+
+
+def test_one_echo_is_not_to_be_used() -> None:
+    """Its noise cannot be told from tissue, and the map is flat."""
+    verdict = measured(scan(echo_times_s=(0.020,)))["verdict"]
+    reasons = " ".join(verdict["reasons"])
+    assert verdict["level"] == "do not use" and "flat" in reasons and "echoes is 1" in reasons
 
 
 def test_a_field_map_is_no_scan_for_susceptibility() -> None:
     """Two echoes up to 4.6 ms, as a scan for the correction of echo-planar images has them."""
     verdict = measured(scan(echo_times_s=(0.0023, 0.0046), snr=200.0))["verdict"]
-    said = " ".join(verdict["reasons"])
+    reasons = " ".join(verdict["reasons"])
     assert verdict["level"] != "usable"
-    assert all(text in said for text in ("echoes is 2", "4.6 ms (below 11.0 ms)", "4.00 mm (above 2.75 mm)"))
+    assert all(text in reasons for text in ("echoes is 2", "4.6 ms (below 11.0 ms)", "4.00 mm (above 2.75 mm)"))
 
 
 def test_the_clean_demo_is_usable(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.volumes import Grid, ppm_per_rad
 from pipeline.work import Made, Result
 
 Numbers = dict[str, float | None]
+EMPTY_PPM = 0.001  # spread inside the brain below which a map holds nothing at all
 WORST_RESIDUAL = 0.3  # relative, of an echo fit: the consensus' limit, doi 10.1002/mrm.30006
 
 # Labels of the 2019 challenge's head, which simulated heads here share: name -> codes.
@@ -243,8 +244,8 @@ def _published(methods: Mapping[str, Mapping[str, Any]], primary: str, classical
     """The primary method, or the classical one where the primary's map is empty or flat and that is not."""
 
     def sound(name: str) -> bool:
-        essential = {key: methods[name][key] for key in ("finite_share", "core_spread_ppm")}
-        return bool(judge(essential)["level"] != "do not use")
+        spread = methods[name]["core_spread_ppm"]
+        return methods[name]["finite_share"] == 1 and spread is not None and bool(spread >= EMPTY_PPM)
 
     return classical if not sound(primary) and classical in methods and sound(classical) else primary
 
