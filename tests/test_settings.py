@@ -95,7 +95,11 @@ def test_the_last_word_wins() -> None:
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [("mask.file=/some where/a=b.nii", "/some where/a=b.nii"), ('mask.file="quoted"', "quoted"), ("mask.file=''", "")],
+    [
+        ("mask.file=/some where/a=b.nii", "/some where/a=b.nii"),
+        ('mask.file="/quoted"', "/quoted"),
+        ("mask.file=''", ""),
+    ],
 )
 def test_a_word_may_hold_text(word: str, value: str) -> None:
     assert load(words=[word]).mask.file == value
