@@ -105,10 +105,10 @@ def what_stands(output: Path, planned: Planned, asked: Settings) -> str:
         return ""
     names = [f"{name}={_word(name, value)}" for name, value in changes.items()]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    origin = f"by {', '.join(record['methods'])} on {record['finished'][:10]}"
     decision = ", as was decided for this scan" if decided else ""
-    made = f"This result was made by {', '.join(record['methods'])} on {record['finished'][:10]}{decision}, and stays."
     other = f"Settings that differ: {', '.join(names[:SHOWN])}{more}."
-    return f"{made} {other} To make it anew: {again} {_options(changes)}"
+    return f"This result was made {origin}{decision}, and stays. {other} To make it anew: {again} {_options(changes)}"
 
 
 def _options(changes: Mapping[str, Any]) -> str:

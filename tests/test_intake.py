@@ -292,6 +292,16 @@ def test_moved_files_are_handed_over_where_they_lie_now(inbox: Inbox, exams: dic
     assert all(path.exists() for path in after.files)
 
 
+def test_a_bids_name_hides_no_dicom_export(inbox: Inbox, exams: dict[str, list[Path]]) -> None:
+    """The archive's download of a session: DICOM files, and one image of it that somebody converted."""
+    inbox.add(exams["one"], "scans/11/DICOM")
+    bids(inbox.folder, "sub-01", echoes=(1,), parts=("mag",), described=False, folder="scans/11/NIFTI")
+    arrived = inbox.settle()
+    assert [scan.source for scan in arrived.export.scans] == ["dicom"] and not codes(arrived)
+    late = inbox.look(PATIENCE)
+    assert [(aside.label, aside.code) for aside in late.export.set_aside] == [("sub-01", "P001")]
+
+
 def test_tidying_up_does_not_make_a_scan_smaller(inbox: Inbox, exams: dict[str, list[Path]]) -> None:
     """Whoever deletes old files one after another leaves half a study; it was taken as a whole."""
     inbox.add(exams["one"])
