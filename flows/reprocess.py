@@ -117,7 +117,7 @@ def choose(
             continue
         if job is None:
             chosen.lost.append(records[0]["label"])
-        elif not (stage or force) and _stands(output, job):
+        elif not (stage or force or wanted.older) and _stands(output, job):
             chosen.standing.append(job.scan.label)
         else:
             chosen.jobs.append(job)

@@ -55,6 +55,7 @@ def context(method: Literal["spawn", "forkserver"]) -> BaseContext:
     import multiprocessing
 
     os.environ.update(closed(os.environ))
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # or its tracker of resources warns of an interrupt, at the end
     return multiprocessing.get_context(method)
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,9 @@ class KeptWorker(flows.crew.process.Worker):
 
     def hurry(self, limit_s: float) -> None:
         """The limit is for the scan that hangs: over all others a busy machine may take its time."""
-        if self.task and not self.task.failure and "hang" in self.task.job.scan.files[0].read_text():
-            super().hurry(limit_s)
+        with suppress(FileNotFoundError):  # a scan whose file vanished
+            if self.task and not self.task.failure and "hang" in self.task.job.scan.files[0].read_text():
+                super().hurry(limit_s)
 
     def bury(self, wait_s: float) -> int:
         if not self.kept:

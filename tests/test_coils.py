@@ -57,7 +57,7 @@ def brain() -> Tensor:
     return scan().head.brain
 
 
-@pytest.mark.parametrize("times", [EQUAL, EQUAL[:2], UNEQUAL])
+@pytest.mark.parametrize("times", [EQUAL, pytest.param(EQUAL[:2], marks=pytest.mark.slow), UNEQUAL])
 def test_the_field_comes_out_whatever_the_coils_add(times: tuple[float, ...]) -> None:
     magnitude, phase = combine(*coils(times), times, GRID)
     found = unwrap(Echoes(magnitude, phase, times, 3.0, GRID), brain())

@@ -241,7 +241,7 @@ def slope(values: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> floa
     return float((x * y).sum() / (x * x).sum())
 
 
-@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("vendor", [v if v == "siemens" else pytest.param(v, marks=pytest.mark.slow) for v in VENDORS])
 def test_field_and_map_of_each_vendor_are_in_true_ppm(vendor: Any, tmp_path: Path) -> None:
     """Against the simulated field, and against the map of the simulated echoes with the B0 they were simulated at."""
     b0 = magnet_tesla(vendor, 3.0)

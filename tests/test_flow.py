@@ -94,7 +94,7 @@ def test_what_is_published_is_not_done_again(source: Path, tmp_path: Path) -> No
     found, code = outcomes(source, tmp_path / "out", tkd={"threshold": 0.2})
     assert (found["sub-a"].state, code) == ("already published", 11)
     wanted = f"chiron reprocess {tmp_path / 'out'} sub-a --set tkd.threshold=0.2"
-    assert "was made by tkd on" in found["sub-a"].text and found["sub-a"].text.endswith(wanted)
+    assert "was made by tkd, tv on" in found["sub-a"].text and found["sub-a"].text.endswith(wanted)
     assert len(stages_run(tmp_path / "out")) == 2
 
 

@@ -291,7 +291,7 @@ def test_another_method_its_options_and_a_missing_folder_are_refused(tmp_path: P
     assert "no own map" in capsys.readouterr().err
     for method in ("dip", "diffusion"):
         assert execute(["train", method, str(tmp_path), "--labels", str(tmp_path / "none")]) == 13
-        assert execute(["train", method, str(tmp_path), "--device", "abacus"]) == 15
+        assert execute(["train", method, str(tmp_path), "--device", "abacus"]) == 16
 
 
 @pytest.mark.parametrize("name", ["dip", "diffusion"])

@@ -211,7 +211,15 @@ def numbers(scan: Scan) -> dict[str, Any]:
     return {**facts["acquisition"], **facts["methods"][facts["primary"]]}
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.number}-{check.side}-{check.limit}")
+EVERYDAY = ("core_spread_ppm", "asymmetry", "echoes", "last_echo_ms", "longest_edge_mm", "base_dark_share")
+
+
+def marked() -> list[Any]:
+    """The limits of the map's contrast and sign, the acquisition and the base of the mask; the others as slow tests."""
+    return [c if c.number in EVERYDAY else pytest.param(c, marks=pytest.mark.slow) for c in CHECKS]
+
+
+@pytest.mark.parametrize("check", marked(), ids=lambda check: f"{check.number}-{check.side}-{check.limit}")
 def test_each_limit_lies_between_two_scans(check: Check) -> None:
     safe, bad = PAIRS[check.number, check.limit]
     assert not check.fails(numbers(safe)[check.number])

@@ -107,6 +107,9 @@ def execute(words: Sequence[str]) -> int:
         show.error(error)
         return error.fault.exit
     except Exception as error:
+        if _interrupts:  # a library that failed at the interrupt
+            show.say("interrupted")
+            return INTERRUPTED
         fault = _coded(error)
         show.error(fault)
         if os.environ.get("CHIRON_TRACE"):
