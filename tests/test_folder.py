@@ -98,9 +98,7 @@ def watched(folder: Path, tmp_path: Path) -> Iterator[Watched]:
     """Nothing of the folder but what the command was given may be opened in a test."""
     watched = Watched(folder, *(folder / name for name in PACKAGES))
     yield watched
-    opened = {
-        name for name in watched.opened() if not name.startswith((".key.", "#"))
-    }  # written aside, or nameless: ours
+    opened = {name for name in watched.opened() if not name.startswith((".key.", "#"))}  # aside, or nameless: ours
     assert opened <= {"in", "out", "demo", "key", "artefacts", "made"}
     assert not (tmp_path / "trapped").exists()
     os.close(watched.handle)
