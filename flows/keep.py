@@ -20,7 +20,7 @@ from pipeline.find import AcquisitionOf, Scan
 from pipeline.ledger import NEXT
 from pipeline.lock import if_free
 from pipeline.mask.own import with_own_mask
-from pipeline.override import Override, acquisition_with
+from pipeline.override import FACTS, Override, acquisition_with
 from pipeline.publish.dataset import private
 from pipeline.publish.labels import Register
 from pipeline.publish.manifest import plain_settings
@@ -47,11 +47,16 @@ def planned(
     folder = private(output) / "work" / scan.id
     earlier = override_of(output, scan.label, scan.id)
     decided = override.after(earlier) if override else earlier
-    job = Job(scan, decided.apply(settings) if decided else settings, folder, truth, override=decided)
+    job = Job(scan, settings, folder, truth, override=decided)
     try:
         state = standing(output, job)
     except ChironError:  # files that cannot be read now: its first stage tells why
         state = Standing("absent", {})
+    try:
+        job = replace(job, settings=decided.apply(settings) if decided else settings)
+    except ChironError:  # a decision of a damaged file, or of another version
+        if not state.stays:
+            raise
     if state.state == "damaged":
         job = replace(job, settings=_as_made(job, state))
     if not state.stays:
@@ -60,16 +65,19 @@ def planned(
 
 
 def overrides_for(output: Path, settings: Settings) -> AcquisitionOf:
-    """What to believe of a study: what the settings say, and what a person said of scans of the study before."""
+    """What to believe of a study: what the settings say and, where headers then are not usable, what a person said of
+    scans of the study before."""
     labels = Register(output)
 
     def of_study(owner: str, subject: str, session: str) -> Any:
         person = labels.subject_of(owner) or labels.subject(subject)
+        if owner and person.owners and owner not in person.owners:
+            return (settings.acquisition,)
         values: dict[str, Any] = {}
         for label in person.of_session(session):
             override = override_of(output, label, person.entries[label.lower()].scan)
             values |= override.settings if override else {}
-        return acquisition_with(settings.acquisition, values)
+        return settings.acquisition, acquisition_with(settings.acquisition, values)
 
     return of_study
 
@@ -81,7 +89,7 @@ def remember(output: Path, planned: Planned) -> None:
         return
     before = load_job(job.folder)
     changed = planned.standing.state == "changed"
-    if before and before.scan.files == job.scan.files and not changed:
+    if before and before.scan.files == job.scan.files and not changed and not before.expects:
         return
     settings = before.settings if before else settings_of(planned.standing.record, job.settings)
     expects = job.scan.content_digest() if changed else ""
@@ -98,7 +106,8 @@ def what_stands(output: Path, planned: Planned, asked: Settings) -> str:
     decided = planned.decided.settings if planned.decided else {}
     with suppress(ChironError):
         asked = with_own_mask(asked, planned.job.scan)
-    changes = {name: value for name, value in differs(record, asked).items() if decided.get(name) != value}
+    facts = {name: value for name, value in differs(record, planned.job.settings).items() if _is_fact(name)}
+    changes = {name: value for name, value in differs(record, asked).items() if not _is_fact(name)} | facts
     if planned.standing.state == "changed" and not any(name.startswith("acquisition.") for name in changes):
         return f"The input has changed since this result was made. To use the new input: {again}"
     if not changes:
@@ -109,6 +118,11 @@ def what_stands(output: Path, planned: Planned, asked: Settings) -> str:
     decision = ", as was decided for this scan" if decided else ""
     other = f"Settings that differ: {', '.join(names[:SHOWN])}{more}."
     return f"This result was made {origin}{decision}, and stays. {other} To make it anew: {again} {_options(changes)}"
+
+
+def _is_fact(name: str) -> bool:
+    """Whether a setting says how the scan was made, of which a decision holds whatever a run asks for."""
+    return name.partition(".")[0] in FACTS
 
 
 def _options(changes: Mapping[str, Any]) -> str:

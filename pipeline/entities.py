@@ -15,9 +15,13 @@ Entities = tuple[tuple[str, str], ...]  # name and value, without those of subje
 
 def label_of(subject: str, session: str = "", run: str = "", others: Iterable[Iterable[str]] = ()) -> str:
     """`sub-x_ses-y_acq-z_run-1`, without the parts that are empty."""
-    pairs = [("sub", subject), ("ses", session), ("run", run), *map(tuple, others)]
-    present = [(name, value) for name, value in pairs if value]
-    return "_".join(f"{name}-{value}" for name, value in sorted(present, key=_place))
+    pairs = [("sub", subject), ("ses", session), ("run", run), *((name, value) for name, value in others)]
+    return "_".join(f"{name}-{value}" for name, value in in_order(pair for pair in pairs if pair[1]))
+
+
+def in_order(pairs: Iterable[tuple[str, str]]) -> Entities:
+    """Names and values in the order of BIDS."""
+    return tuple(sorted(pairs, key=_place))
 
 
 def split(label: str) -> tuple[str, str, str, Entities]:

@@ -69,7 +69,7 @@ def read(folder: Path) -> list[Record]:
         scans = manifest["scans"] if manifest["format"] == FORMAT else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return list(scans)
+    return [record for record in scans if isinstance(record, dict) and "label" in record and "state" in record]
 
 
 def _told(output: Path, published: list[Path], failed: list[Path]) -> list[Record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +29,14 @@ class Override:
     def now(cls, settings: Values, reason: str = "") -> Override:
         """Decided now, by the user of this process."""
         return cls(settings, _user(), datetime.now(UTC).isoformat(timespec="seconds"), reason)
+
+    @classmethod
+    def from_json(cls, plain: Any) -> Override:
+        """As `json` gave it; what cannot be understood, of a damaged file or a later version, is left out."""
+        plain = plain if isinstance(plain, dict) else {}
+        settings = plain.get("settings")
+        words = (plain.get(name, "") for name in ("by", "at", "reason"))
+        return cls(settings if isinstance(settings, dict) else {}, *(w if isinstance(w, str) else "" for w in words))
 
     def after(self, earlier: Override | None) -> Override:
         """This decision and what an earlier one said besides."""
@@ -68,12 +77,14 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Values:
 
 def acquisition_with(base: Acquisition, values: Mapping[str, Any]) -> Acquisition:
     """What to believe of a study: `base`, and where that says nothing, the kept values."""
-    changes: dict[str, Any] = {}
+    result = base
     for name, default in vars(Acquisition()).items():
         value = values.get(f"acquisition.{name}", default)
-        if getattr(base, name) == default and value != default:
-            changes[name] = tuple(value) if isinstance(value, list) else value
-    return replace(base, **changes)
+        if getattr(base, name) == default and value != default and type(value) in (type(default), list, int, float):
+            with suppress(TypeError, ValueError):  # a value of a damaged file
+                changes: dict[str, Any] = {name: tuple(map(float, value)) if isinstance(value, list) else value}
+                result = replace(result, **changes)
+    return result
 
 
 def _user() -> str:

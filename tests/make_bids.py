@@ -23,13 +23,13 @@ def bids(
     parts: tuple[str, ...] = ("mag", "phase"),
     folder: str = "",
 ) -> None:
-    """Images and sidecars of `names` (`sub-01_acq-x`), whose magnitude is `scale` times the usual."""
+    """Images and sidecars of `names` (`sub-01_acq-x`): a magnitude `scale` times the usual, a phase that much less."""
     folder_of_images = root / (folder or f"{names.split('_')[0]}/anat")
     folder_of_images.mkdir(parents=True, exist_ok=True)
     if described:
         (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     for e, (echo, time) in enumerate(zip(signal(), TIMES, strict=True), 1):
-        for part, values in (("mag", scale * np.abs(echo)), ("phase", np.angle(echo))):
+        for part, values in (("mag", scale * np.abs(echo)), ("phase", np.angle(echo) / scale)):
             if e not in echoes or part not in parts:
                 continue
             stem = folder_of_images / f"{names}_echo-{e}_part-{part}_{suffix}"

@@ -395,8 +395,9 @@ def test_options_on_the_page_of_deployment_exist() -> None:
         group.commands[name].make_context(name, shlex.split(words))  # type: ignore[attr-defined]
     ours = {option for command in group.commands.values() for each in command.params for option in each.opts}  # type: ignore[attr-defined]
     others = {"--build", "--detach", "--profile", "--nonblock", "--rm"}
+    named = {"OUTPUT", "INPUT", "SIGTERM", "TABLE", "PYTHONPATH", "LD_LIBRARY_PATH"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) <= ours | others
-    for variable in set(re.findall(r"`([A-Z_]{4,})`?=?", page)) - {"OUTPUT", "INPUT", "SIGTERM", "TABLE", "PYTHONPATH"}:
+    for variable in set(re.findall(r"`([A-Z_]{4,})`?=?", page)) - named:
         assert variable in (DOCKER / "compose.yaml").read_text() + (DOCKER / "install.sh").read_text(), variable
 
 

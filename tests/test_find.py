@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from datetime import datetime
@@ -224,13 +225,40 @@ def test_different_copies_of_an_image_are_set_aside_with_both_ordinals(tmp_path:
 
 
 @pytest.mark.parametrize(("scale", "scans", "codes"), [(1.0, 1, []), (2.0, 0, ["G002", "G002"])])
-def test_a_label_in_two_folders_of_a_dataset(scale: float, scans: int, codes: list[str], tmp_path: Path) -> None:
-    """A copy of the data in the dataset is used once where it is the same, and never where it is not."""
-    bids(tmp_path, "sub-01")
-    bids(tmp_path, "sub-01", scale=scale, folder="copy/sub-01/anat")
+def test_a_name_in_two_folders(scale: float, scans: int, codes: list[str], tmp_path: Path) -> None:
+    """Without a folder for each subject: a copy is used once where it is the same, and never where it is not."""
+    bids(tmp_path, "sub-01", folder="a")
+    bids(tmp_path, "sub-01", scale=scale, folder="b")
     found = search(tmp_path)
     assert len(found.scans) == scans and [aside.code for aside in found.set_aside] == codes
     assert len(found.ignored) == 1 + 12 * scans
+
+
+@pytest.mark.parametrize(("scale", "owners"), [(1.0, 1), (2.0, 2)])
+def test_a_copy_of_a_dataset_is_no_second_scan_another_dataset_is(scale: float, owners: int, tmp_path: Path) -> None:
+    """Even where the folder above both says that it is a dataset."""
+    for name, each in (("a", 1.0), ("b", scale)):
+        bids(tmp_path / name, "sub-01", scale=each)
+    (tmp_path / "dataset_description.json").write_text('{"Name": "both", "BIDSVersion": "1.10.0"}')
+    found = search(tmp_path)
+    assert len({scan.owner for scan in found.scans}) == len(found.scans) == owners and not found.set_aside
+
+
+def test_two_repeats_in_one_enhanced_file_are_two_scans(tmp_path: Path) -> None:
+    """They share every identifier of a file, so that their own must tell them apart."""
+    (path,) = write(tmp_path, "philips-enhanced")
+    dataset = pydicom.dcmread(path)
+    frames = list(dataset.PerFrameFunctionalGroupsSequence)
+    again = [copy.deepcopy(frame) for frame in frames]
+    for repeat, group in ((1, frames), (2, again)):
+        for frame in group:
+            frame.TemporalPositionIdentifier = repeat
+    dataset.PerFrameFunctionalGroupsSequence = [*frames, *again]
+    dataset.NumberOfFrames = len(frames) * 2
+    dataset.PixelData = dataset.PixelData * 2
+    dataset.save_as(path)
+    scans = search(tmp_path).scans
+    assert len(scans) == len({scan.id for scan in scans}) == 2 and not set(scans[0].identity) & set(scans[1].identity)
 
 
 def test_magnitude_and_phase_in_folders_of_their_own_are_one_scan(tmp_path: Path) -> None:

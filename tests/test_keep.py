@@ -189,7 +189,7 @@ def test_a_mask_of_a_decision_is_told_by_its_hash_alone(tmp_path: Path) -> None:
 
 def test_a_changed_input_leaves_a_result_until_it_is_asked_for(dataset: Path) -> None:
     output, before = dataset / "out", record_of(dataset / "out")
-    bids(dataset / "in", "sub-01", scale=2)
+    bids(dataset / "in", "sub-01", scale=2, echoes=(1, 2))
     outcome = run_through(output, dataset / "in")["sub-01"]
     assert outcome.state == "already published" and "input has changed" in outcome.text and record_of(output) == before
     (job,) = select(output, "01", force=True)
@@ -249,3 +249,54 @@ def test_settings_of_a_decision_are_checked() -> None:
     assert isinstance(Override.now({"tv.strength": 2.0}).apply(SETTINGS), Settings)
     with pytest.raises(ChironError, match="X001"):
         Override.now({"tv.strength": -1.0}).apply(SETTINGS)
+
+
+def test_what_is_no_new_image_makes_no_new_result(dataset: Path) -> None:
+    """A further sidecar, or changed images beside it: only a scan that has all its images and more has grown."""
+    before = record_of(dataset / "out")
+    anat = dataset / "in/sub-01/anat"
+    for path in anat.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"Note": 1}))
+    assert run_through(dataset / "out", dataset / "in")["sub-01"].state == "already published"
+    assert record_of(dataset / "out") == before
+
+
+def test_what_was_given_for_one_scan_serves_others_only_where_headers_do_not(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01_acq-a")
+    override = Override.now({"acquisition.echo_times_s": [0.005, 0.0091, 0.0133]})
+    run_through(output, source, override.apply(SETTINGS), override=override)
+    bids(source, "sub-01_acq-b", scale=2)
+    bids(source, "sub-01_acq-c", scale=3)
+    for path in source.rglob("*acq-c*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "EchoTime": None}))
+    scans = {s.label: s for s in find(source, KEY, acquisition=overrides_for(output, SETTINGS)).scans}
+    assert scans["sub-01_acq-b"].echo_times_s != (0.005, 0.0091, 0.0133)
+    assert scans["sub-01_acq-c"].echo_times_s == (0.005, 0.0091, 0.0133)
+    assert "E006" in [notice.code for notice in scans["sub-01_acq-c"].notices]
+
+
+def test_an_input_that_is_as_before_again_can_be_made_anew(dataset: Path) -> None:
+    bids(dataset / "in", "sub-01", echoes=(1,), scale=2)
+    run_through(dataset / "out", dataset / "in")
+    bids(dataset / "in", "sub-01")
+    run_through(dataset / "out", dataset / "in")
+    (job,) = select(dataset / "out", "01", force=True)
+    assert job.expects == job.scan.content_digest()
+
+
+def test_a_damaged_fingerprint_lets_no_key_pass(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (tmp_path / "in").mkdir()
+    batch_run(output, tmp_path / "in", KEY)
+    for content in (b"", b"\xff\xfe"):
+        (output / ".chiron" / "key-fingerprint").write_bytes(content)
+        with pytest.raises(ChironError, match="X004"):
+            key_of(output, tmp_path / "key")
+
+
+def test_a_decision_that_cannot_be_understood_stops_nothing(dataset: Path) -> None:
+    path = next((dataset / "out").glob(".chiron/work/*/job.json"))
+    for override in ([], {"settings": {"acquisition.b0_tesla": "x", "acquisition.echo_times_s": 5}, "later": 1}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"override": override}))
+        assert states(run_through(dataset / "out", dataset / "in")) == {"sub-01": "already published"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from ledgers import SETTINGS, put_record, run_through, states
 from make_bids import bids
 from make_dicom import KEY, edit, write
@@ -312,3 +313,58 @@ def test_random_arrivals_leave_every_label_with_its_scan(tmp_path: Path) -> None
         now = {digest: label for label, digest in published(output).items()}
         assert seen.items() <= now.items() and len(now) == len(published(output))
         seen = now
+
+
+def test_a_dataset_that_takes_the_place_of_another_is_another(tmp_path: Path) -> None:
+    """A mount point or an inbox that is used again: nothing of it is taken for the scan that was there."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01")
+    run_through(output, source)
+    before = published(output)
+    shutil.rmtree(source)
+    bids(source, "sub-01", scale=2)
+    bids(source, "sub-01_acq-b", scale=3)
+    assert states(run_through(output, source)) == {"sub-01": "G009", "sub-01_acq-b": "G009"}
+    assert published(output) == before
+
+
+@pytest.mark.parametrize("parent", ["sub-studies", "all"])
+def test_no_folder_above_makes_two_sites_one(parent: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for scale, site in enumerate(("a", "b"), 1):
+        bids(tmp_path / parent / site, "sub-01", scale=scale, described=False)
+    (tmp_path / "dataset_description.json").write_text("{}")
+    assert states(run_through(output, tmp_path / parent / "a")) == {"sub-01": "published"}
+    assert states(run_through(output, tmp_path / parent / "b")) == {"sub-01": "G009"}
+
+
+def test_the_order_of_entities_makes_no_second_scan(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01_acq-a_run-1")
+    run_through(output, source)
+    bids(source, "sub-01_run-1_acq-a")
+    assert states(run_through(output, source)) == {"sub-01_acq-a_run-1": "already published"}
+
+
+def test_a_register_that_was_not_written_to_its_end_is_made_anew(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    repeat(source, 1, FIRST)
+    run_through(output, source, subject="P7")
+    before, folder = published(output), output / ".chiron" / FOLDER
+    folder.rename(folder.with_name(f"{FOLDER}.new"))
+    assert set(states(run_through(output, source)).values()) == {"already published"}
+    for path in folder.glob("owner-*"):
+        path.write_text("[]")
+    repeat(source, 2, SECOND)
+    run_through(output, source, subject="P7")
+    assert before.items() <= published(output).items() and all("sub-P7" in label for label in published(output))
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"subject": "01", "owners": 5, "scans": []}', "\x00\xff"])
+def test_a_damaged_register_stops_nothing(damage: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for number in (1, 2):
+        bids(tmp_path / "in", f"sub-0{number}", scale=number)
+    run_through(output, tmp_path / "in")
+    (output / ".chiron" / FOLDER / "sub-01.json").write_text(damage, encoding="latin-1")
+    assert set(states(run_through(output, tmp_path / "in")).values()) == {"already published"}

@@ -40,7 +40,8 @@ def inspect(
     """Say what `run` would do with an export, and why with the rest it would not.
 
     Reads headers only, computes nothing and writes nothing. Where there is no key of the pseudonyms yet, the labels are
-    provisional: the first run makes the key, and with it other labels. A scan that has a label in OUTPUT keeps that.
+    provisional: the first run makes the key, and with it other labels. A scan that has a label in
+    an OUTPUT keeps that there.
 
     Example: chiron inspect /data/export
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError
 from pipeline.find.bids import find_bids, image_entries
+from pipeline.find.dataset import SOURCES, root_of
 from pipeline.find.dicom import find_dicom
 from pipeline.find.listing import Entry, list_files
 from pipeline.find.scan import AcquisitionOf, Export, Ignored, Scan, SetAside, Volume
@@ -19,8 +20,7 @@ from pipeline.identity import Labels
 
 __all__ = ["AcquisitionOf", "Export", "Ignored", "Scan", "SetAside", "Volume", "find"]
 
-SOURCES = "sourcedata"  # of a BIDS dataset: what its images were made from
-_OF_BIDS = (".nii", ".nii.gz", ".json", ".tsv", ".tsv.gz", ".bval", ".bvec", ".bidsignore")
+_NIFTI = (".nii", ".nii.gz")
 
 
 def find(
@@ -46,7 +46,7 @@ def find(
         if label is not None and not re.fullmatch(r"[A-Za-z0-9]{1,64}", label):
             raise ChironError("X001", "a label with other characters than letters and digits", "for example 01")
     entries = list_files(folder, files)
-    override = acquisition if callable(acquisition) else lambda *study: acquisition or Acquisition()
+    override = acquisition if callable(acquisition) else lambda *study: (acquisition or Acquisition(),)
     named, others = _by_kind(folder, entries)
     bids = find_bids(folder, named, key, subject, override, dataset_label)
     others, ignored = _without_sources(bids, others, folder)
@@ -69,12 +69,12 @@ def _by_kind(folder: Path, entries: list[Entry]) -> tuple[list[Entry], list[Entr
 
 
 def _without_sources(bids: Export, entries: list[Entry], folder: Path) -> tuple[list[Entry], list[Ignored]]:
-    """Leave out what no header needs to tell: files of a BIDS dataset by their names, and what its scans come from."""
-    roots = {parent for scan in bids.scans for parent in scan.files[0].parents}
+    """Leave out NIfTI files, by their names, and what the scans of a BIDS dataset come from."""
+    roots = {root_of(folder, scan.files[0]) for scan in bids.scans}
     rest: list[Entry] = []
     ignored: list[Ignored] = []
     for entry in entries:
-        if not entry.code and entry.path.name.endswith(_OF_BIDS):
+        if not entry.code and entry.path.name.endswith(_NIFTI):
             ignored.append(Ignored(entry.ordinal, "F002", "a file that is no multi-echo image"))
         elif not entry.code and _is_source(entry.path, folder, roots):
             ignored.append(Ignored(entry.ordinal, "G007", "source data of a BIDS dataset, whose images are used"))

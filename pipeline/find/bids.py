@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 
 from pipeline.acquisition import Acquisition
+from pipeline.entities import in_order
 from pipeline.errors import ChironError, Notice
-from pipeline.find.dataset import PARTS, Image, Namer, Origin, ScanImages, home, without_copies
-from pipeline.find.field_strength import FieldHeader, field_strength
+from pipeline.find.dataset import PARTS, SOURCES, Image, Namer, Origin, ScanImages, home, without_copies
+from pipeline.find.field_strength import FieldHeader, FieldStrength, field_strength
 from pipeline.find.listing import Entry
-from pipeline.find.orientation import orientation
-from pipeline.find.scan import AcquisitionOf, Export, Ignored, Scan, SetAside, Volume, reason
+from pipeline.find.orientation import Orientation, orientation
+from pipeline.find.scan import AcquisitionOf, Export, Ignored, Scan, SetAside, Volume, first_usable, reason
 from pipeline.find.values import number, numbers, vendor_of
 
 _NAME = re.compile(
@@ -25,8 +27,9 @@ _NAME = re.compile(
 
 
 def image_entries(folder: Path, entries: list[Entry]) -> list[Entry]:
-    """The entries that are images of a gradient echo by their name, outside of derivatives."""
-    return [e for e in entries if _entities(e.path) and "derivatives" not in e.path.relative_to(folder).parts]
+    """The entries that are images of a gradient echo by their name, outside of derivatives and source data."""
+    named = [e for e in entries if _entities(e.path) and "derivatives" not in e.path.relative_to(folder).parts]
+    return [e for e in named if SOURCES not in e.path.relative_to(folder).parts] or named
 
 
 def find_bids(
@@ -45,7 +48,7 @@ def find_bids(
             continue
         entities, suffix = _entities(entry.path), _suffix(entry.path)
         root = names.root(entry.path)
-        shared = tuple((k, v) for k, v in entities.items() if k not in ("echo", "part"))
+        shared = in_order((k, v) for k, v in entities.items() if k not in ("echo", "part"))
         origin = Origin(root, home(root, entry.path), suffix, shared)
         groups[origin].append(Image(entry, entities, _facts(root, entry.path, entities)))
     if subject and len({dict(origin.entities)["sub"] for origin in groups}) > 1:
@@ -93,26 +96,23 @@ def _scan(origin: Origin, images: ScanImages, files: list[Path], names: Namer, a
         found = " and ".join(f"{len(numbers_of[part])} of {part}" for part in parts)
         raise ChironError("E001", f"echoes: {found}", "the same echoes of both")
     entities = dict(origin.entities)
-    override = acquisition(names.owner(origin), names.subject(origin), entities.get("ses", ""))
-    times = _echo_times(used, numbers_of[parts[0]], override)
+    believed = acquisition(names.owner(origin), names.subject(origin), entities.get("ses", ""))
+    b0_dir = numbers(used[0].facts.get("B0_dir"), 3)
+    (times, field, placed), given = first_usable(partial(_headers, used, numbers_of[parts[0]], b0_dir), believed)
     order = {echo: place for place, echo in enumerate(sorted(times, key=lambda e: times[e]))}
     volumes = (Volume(image.part, order[image.echo], (files.index(image.path),), (0,)) for image in used)
-    facts = used[0].facts
-    vendor, b0_dir = vendor_of(facts.get("Manufacturer")), numbers(facts.get("B0_dir"), 3)
-    field = field_strength([FieldHeader.of_sidecar(image.facts) for image in used], vendor, override.b0_tesla)
-    placed = orientation([image.path for image in used], override.orientation, b0_dir)
     return Scan(
         names.scan_id(origin),
         names.subject(origin),
         entities.get("ses", ""),
         entities.get("run", ""),
         source="bids",
-        vendor=vendor,
+        vendor=vendor_of(used[0].facts.get("Manufacturer")),
         series=(),
         echo_times_s=tuple(sorted(times.values())),
         parts=parts,
         files=tuple(files),
-        notices=(*_notices(images, times), *field.notices, *placed.notices),
+        notices=(*_notices(images, times), *field.notices, *placed.notices, *given),
         volumes=tuple(sorted(volumes, key=lambda v: (parts.index(v.part), v.echo))),
         **field.facts(),
         b0_dir=b0_dir,
@@ -123,6 +123,16 @@ def _scan(origin: Origin, images: ScanImages, files: list[Path], names: Namer, a
         owner=names.owner(origin),
         identity=(names.scan_id(origin),),
     )
+
+
+def _headers(
+    used: list[Image], echoes: list[int], b0_dir: tuple[float, ...], acquisition: Acquisition
+) -> tuple[dict[int, float], FieldStrength, Orientation]:
+    """Echo times, B0 and orientation, by the sidecars and headers or by what is believed instead."""
+    times = _echo_times(used, echoes, acquisition)
+    vendor = vendor_of(used[0].facts.get("Manufacturer"))
+    field = field_strength([FieldHeader.of_sidecar(image.facts) for image in used], vendor, acquisition.b0_tesla)
+    return times, field, orientation([image.path for image in used], acquisition.orientation, b0_dir)
 
 
 def _notices(images: ScanImages, times: dict[int, float]) -> tuple[Notice, ...]:

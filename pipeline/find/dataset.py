@@ -1,7 +1,8 @@
 """Images with BIDS names -> the dataset and folder that each belongs to, and copies of one image told from others.
 
 Two datasets below one folder may both have a `sub-01`, and these are two people. So an image is known by its dataset
-(the nearest `dataset_description.json`, else the folder that holds `sub-*`), by its folder there, and by its entities.
+(the folder that holds its `sub-<label>` folder, else the nearest one with a `dataset_description.json`), by its folder
+there, and by its entities.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.identity import internal_id
 
 PARTS = {"mag": "magnitude", "phase": "phase", "real": "real", "imag": "imaginary"}
 DESCRIPTION = "dataset_description.json"
+SOURCES = "sourcedata"  # of a BIDS dataset: what its images were made from
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Image:
             place = np.round(np.asarray(image.affine), 5) + 0.0
             facts = repr(sorted(self.facts.items())).encode()
             return hashlib.sha256(values.tobytes() + place.tobytes() + facts).hexdigest()
-        except Exception:  # a damaged file can make the parser fail in any way; it equals nothing but itself
-            return f"{self.path.name} {self.entry.size}"
+        except Exception:  # a damaged file can make the parser fail in any way; it equals nothing but its own bytes
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,7 @@ class Namer:
     dataset_label: str
 
     def root(self, image: Path) -> Path:
-        """The dataset of an image."""
-        return _described(image) or _holder(image) or self.folder
+        return root_of(self.folder, image)
 
     def subject(self, origin: Origin) -> str:
         return self.subject_override or self.dataset_label + dict(origin.entities)["sub"]
@@ -113,6 +114,11 @@ class Namer:
         return internal_id(self.key, "dataset", str(origin.root.resolve()), place, origin.suffix, *names)
 
 
+def root_of(folder: Path, image: Path) -> Path:
+    """The dataset of an image below the input `folder`."""
+    return _holder(image) or _described(image) or folder
+
+
 def home(root: Path, image: Path) -> Path:
     """The folder of the subject (or session) that an image stands in, or its own folder where there is none such."""
     inside = [parent for parent in image.parents if parent == root or root in parent.parents]
@@ -122,12 +128,12 @@ def home(root: Path, image: Path) -> Path:
 def without_copies(groups: dict[Origin, list[Image]]) -> dict[Origin, ScanImages]:
     """Each scan with one image for every part and echo: equal copies are used once, different ones are a fault."""
     by_origin = {origin: _one_of_each(images) for origin, images in groups.items()}
-    alike: dict[tuple[Path, str, Entities], list[Origin]] = defaultdict(list)
+    alike: dict[tuple[str, Entities], list[Origin]] = defaultdict(list)
     for origin in by_origin:
-        alike[origin.root, origin.suffix, origin.entities].append(origin)
+        alike[origin.suffix, origin.entities].append(origin)
     for origins in alike.values():
         if len(origins) > 1:
-            _across_folders([by_origin[origin] for origin in origins])
+            _across_folders([by_origin[origin] for origin in origins], len({origin.root for origin in origins}) > 1)
     return by_origin
 
 
@@ -148,18 +154,23 @@ def _conflict(images: list[Image]) -> ChironError:
     return ChironError("G002", f"files {ordinals} are different {part} images of echo {echo}", "one image", todo)
 
 
-def _across_folders(copies: list[ScanImages]) -> None:
-    """The same scan in several folders of a dataset: one is used where all are equal, else none."""
+def _across_folders(copies: list[ScanImages], of_several_datasets: bool) -> None:
+    """One name in several folders: of equal scans one is used; of different ones none, or one of each dataset."""
     first, *others = copies
-    contents = [{(image.slot, image.content) for image in each.used} for each in copies]
-    if all(content == contents[0] for content in contents) and not any(each.conflict for each in copies):
+    if not any(each.conflict for each in copies) and all(_equal(first, other) for other in others):
         for other in others:
             first.copies += [*other.used, *other.copies]
             other.used, other.copies = [], []
         return
-    for each in copies:
+    for each in () if of_several_datasets else copies:
         fault = f"different images under one label in {len(copies)} folders of a dataset"
         each.conflict = ChironError("G002", fault, "one", "Keep the right ones in the input.")
+
+
+def _equal(one: ScanImages, other: ScanImages) -> bool:
+    """Whether both have the same images; one that differs is enough to know."""
+    a, b = ({image.slot: image for image in each.used} for each in (one, other))
+    return a.keys() == b.keys() and all(a[slot].content == b[slot].content for slot in a)
 
 
 def _described(image: Path) -> Path | None:
@@ -168,6 +179,6 @@ def _described(image: Path) -> Path | None:
 
 
 def _holder(image: Path) -> Path | None:
-    """The folder that holds the outermost `sub-*` folder of an image."""
-    subjects = [parent for parent in image.parents if parent.name.startswith("sub-")]
-    return subjects[-1].parent if subjects else None
+    """The folder that holds the folder of an image's subject."""
+    subject = image.name.partition("_")[0]
+    return next((parent.parent for parent in image.parents if parent.name == subject), None)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from pipeline.errors import ChironError, Notice
@@ -19,7 +19,7 @@ from pipeline.find.headers import Image
 from pipeline.find.listing import Entry
 from pipeline.find.parts import FIELD_MAP
 from pipeline.find.reading import read_all
-from pipeline.find.scan import UNKNOWN, AcquisitionOf, Export, Ignored, Scan, SetAside, Volume, reason
+from pipeline.find.scan import UNKNOWN, AcquisitionOf, Export, Ignored, Scan, SetAside, Volume, first_usable, reason
 from pipeline.identity import Labels, internal_id, label_of, pseudonym
 
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -171,12 +171,16 @@ def _study(
         try:
             if only_single_coils(found, own):
                 raise ChironError("G007", "only images of single coils", "images of all coils, combined")
-            checked.append((own, check(own, override)))
+            usable, notices = first_usable(partial(check, own), override)
+            checked.append((own, replace(usable, notices=(*usable.notices, *notices))))
         except ChironError as error:
             ledger.set_aside(name, error, own)
     for number, (used, result) in enumerate(checked, 1):
         run = str(number) if len(checked) > 1 else ""
-        ledger.scans.append(_scan(used, result, (subject, session, run), key, ledger))
+        scan = _scan(used, result, (subject, session, run), key, ledger)
+        if any(scan.id == other.id for other in ledger.scans):  # repeats in one file
+            scan = replace(scan, id=internal_id(key, scan.id, *scan.identity))
+        ledger.scans.append(scan)
 
 
 def _with_faulty(found: list[list[Image]], faulty: list[Image]) -> list[list[Image]]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pipeline.acquisition import Acquisition
 from pipeline.entities import Entities, label_of, split
 from pipeline.errors import ChironError, Notice
 
+T = TypeVar("T")
 UNKNOWN = "unknown"  # stands for a label where nobody can be named
 
-AcquisitionOf = Callable[[str, str, str], Acquisition]  # owner, subject and session -> what to believe of that study
+# Owner, subject and session -> what to believe of that study; the later ones where headers are not usable by the first
+AcquisitionOf = Callable[[str, str, str], Sequence[Acquisition]]
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,23 @@ class Scan:
         """
         return self._digest
 
+    def image_digests(self) -> list[str]:
+        """sha256 of every image, without sidecars, cut short: what tells whether two scans share an image.
+
+        F015 or F016 as for `content_digest`.
+        """
+        pairs = zip(self.files, self._file_digests, strict=True)
+        return sorted(digest.hex()[:16] for path, digest in pairs if path.suffix != ".json")
+
+    @cached_property
+    def _file_digests(self) -> list[bytes]:
+        return list(map(_file_digest, self.files))
+
     @cached_property
     def _digest(self) -> str:
         facts = (self.echo_times_s, self._stated_tesla, self.b0_dir, self.phase_unit) if self.source == "bids" else ()
         whole = hashlib.sha256(json.dumps(facts).encode())
-        for digest in sorted(map(_file_digest, self.files)):
+        for digest in sorted(self._file_digests):
             whole.update(digest)
         return whole.hexdigest()
 
@@ -135,6 +149,24 @@ class Export:
     set_aside: tuple[SetAside, ...]
     ignored: tuple[Ignored, ...]
     files_seen: int
+
+
+def first_usable(attempt: Callable[[Acquisition], T], believed: Sequence[Acquisition]) -> tuple[T, tuple[Notice, ...]]:
+    """What `attempt` makes of the first of `believed` that it can use; a notice where that is not the first of all.
+
+    ChironError, the first one's, where there is none such.
+    """
+    first: ChironError | None = None
+    for acquisition in believed:
+        try:
+            result = attempt(acquisition)
+        except ChironError as error:
+            first = first or error
+        else:
+            text = "The headers are not usable. What was given for a scan of this study before is used."
+            return result, ((Notice(first.code, text),) if first else ())
+    assert first
+    raise first
 
 
 def reason(error: ChironError) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 from pipeline.errors import ChironError
 from pipeline.identity import key_file, load_key, pseudonym
 from pipeline.publish.dataset import private
+from pipeline.publish.swap import write
 from pipeline.work import disk_error
 
 NAME = "key-fingerprint"
@@ -34,16 +36,16 @@ def check_key(output: Path, key: bytes) -> None:
 
 def record_key(output: Path, key: bytes) -> None:
     """Record the fingerprint in `output`, which is prepared, unless one stands there. X004 where that is another."""
+    aside = private(output) / f".{NAME}.{secrets.token_hex(8)}"
     try:
-        handle = os.open(private(output) / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as stream:
-            stream.write(fingerprint(key))
-            stream.flush()
-            os.fsync(stream.fileno())
+        write(aside, fingerprint(key).encode())
+        os.link(aside, private(output) / NAME)
     except FileExistsError:
         check_key(output, key)
     except OSError as error:
         raise disk_error(error) from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def fingerprint(key: bytes) -> str:
@@ -52,7 +54,14 @@ def fingerprint(key: bytes) -> str:
 
 
 def _recorded(output: Path) -> str:
+    """The fingerprint that stands in `output`; empty where none was recorded. X004 where it cannot be read."""
     try:
-        return (private(output) / NAME).read_text().strip()
-    except OSError:
+        text = (private(output) / NAME).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
         return ""
+    except (OSError, ValueError):
+        text = ""
+    if not text:
+        todo = f"Where the key is the right one, remove the file {NAME} of OUTPUT/.chiron."
+        raise ChironError("X004", "a fingerprint of the key that cannot be read", "what was recorded", todo)
+    return text

@@ -12,8 +12,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Entry:
     label: str
     scan: str
     identity: tuple[str, ...] = ()  # empty for a scan of an earlier version
+    suffix: str = ""  # of a BIDS name
 
 
 @dataclass
@@ -48,22 +50,24 @@ class Subject:
     def of_session(self, session: str) -> list[str]:
         return [entry.label for entry in self.entries.values() if split(entry.label)[1] == session]
 
-    def add(self, label: str, scan: str, identity: Iterable[str] = ()) -> Entry:
-        before = self.entries.get(label.lower())
-        known = before.identity if before else ()
-        entry = Entry(label, scan, tuple(sorted({*known, *identity})))
+    def add(self, label: str, scan: str, identity: Iterable[str] = (), suffix: str = "") -> Entry:
+        before = self.entries.get(label.lower(), Entry(label, scan))
+        entry = Entry(label, scan, tuple(sorted({*before.identity, *identity})), suffix or before.suffix)
         self.entries[label.lower()] = entry
         return entry
 
     def json(self) -> dict[str, Any]:
-        scans = {e.label: {"scan": e.scan, "identity": list(e.identity)} for e in self.entries.values()}
+        scans = {
+            e.label: {"scan": e.scan, "identity": list(e.identity), "suffix": e.suffix} for e in self.entries.values()
+        }
         return {"subject": self.label, "owners": self.owners, "scans": scans}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Subject:
-        subject = cls(value["subject"], list(value["owners"]))
+        """KeyError, TypeError, AttributeError or ValueError where it is damaged."""
+        subject = cls(str(value["subject"]), list(map(str, value["owners"])))
         for label, scan in value["scans"].items():
-            subject.add(label, scan["scan"], scan["identity"])
+            subject.add(label, str(scan["scan"]), map(str, scan["identity"]), str(scan.get("suffix", "")))
         return subject
 
 
@@ -81,16 +85,19 @@ class Register:
         """What is known of a subject's label; an empty subject where it was never given."""
         name = label.lower()
         if name not in self._subjects:
-            plain = _json(self.folder / f"sub-{name}.json")
-            self._subjects[name] = Subject.from_json(plain) if plain else Subject(label)
+            subject = Subject(label)
+            with suppress(KeyError, TypeError, AttributeError, ValueError):  # absent or damaged: the manifests tell
+                subject = Subject.from_json(_json(self.folder / f"sub-{name}.json") or {})
+            self._subjects[name] = subject
             for record in records_of_subject(self.output, label):
                 self._put(record)
         return self._subjects[name]
 
     def subject_of(self, owner: str) -> Subject | None:
         """The subject that a person has here."""
-        label = _json(self.folder / f"owner-{owner}.json") if owner else None
-        return self.subject(label["subject"]) if label else None
+        label = (_json(self.folder / f"owner-{owner}.json") or {}).get("subject") if owner else None
+        subject = self.subject(label) if isinstance(label, str) else None
+        return subject if subject and owner in subject.owners else None
 
     def files_of(self, entry: Entry) -> set[Path]:
         """Where the files of a scan were when it was last planned."""
@@ -103,9 +110,15 @@ class Register:
         """Digests of the inputs that results of a label were made from."""
         return {str(record.get("input_digest")) for record in records_of(self.output, label)}
 
+    def images_of(self, label: str) -> set[str]:
+        """Digests of the images that the result of a label was made from."""
+        records = [r for r in records_of(self.output, label) if r["state"] == "published"]
+        return {image for record in records for image in record.get("input_images") or ()}
+
     def build(self) -> None:
-        """From the manifests, and the jobs of scans that have none yet."""
-        self.folder.mkdir(mode=0o700)
+        """From the manifests, and the jobs of scans that have none yet; all of it appears at once."""
+        final, self.folder = self.folder, self.folder.with_name(f"{FOLDER}.new")
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         for record in read_manifests(self.output):
             self._put(record)
         for folder in (private(self.output) / "work").glob("*"):
@@ -113,8 +126,10 @@ class Register:
                 scan = Job.load(folder, next=True).scan
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            self._put({"label": scan.label, "scan": scan.id, "owner": scan.owner, "identity": scan.identity})
+            names = ("owner", "identity", "suffix")
+            self._put({"label": scan.label, "scan": scan.id, **{name: getattr(scan, name) for name in names}})
         self.save()
+        self.folder = self.folder.rename(final)
 
     def save(self) -> None:
         for name, subject in self._subjects.items():
@@ -129,7 +144,7 @@ class Register:
         subject = self.subject(split(record["label"])[0])
         known, owner = subject.entries.get(record["label"].lower()), record.get("owner")
         if "scan" in record and (known is None or known.scan == record["scan"]):
-            subject.add(record["label"], record["scan"], record.get("identity", ()))
+            subject.add(record["label"], record["scan"], record.get("identity") or (), record.get("suffix") or "")
             if owner and owner not in subject.owners:
                 subject.owners.append(owner)
 
@@ -169,6 +184,7 @@ def settle(scans: Sequence[Scan], labels: Register, explicit: bool = False) -> t
     for (owner, subject), places in groups.items():
         mine = [scans[place] for place in places]
         try:
+            _refuse_other_images(labels, mine)
             if (owner, subject) in new and claims[subject.lower()] > 1:
                 raise _taken(subject, "several people of this export")
             person = _person(labels, mine, explicit)
@@ -183,6 +199,26 @@ def settle(scans: Sequence[Scan], labels: Register, explicit: bool = False) -> t
     return [settled[place] for place in sorted(settled)], aside
 
 
+def _refuse_other_images(labels: Register, scans: list[Scan]) -> None:
+    """G009 where a BIDS dataset took the place of another: it has none of the images that results were made from."""
+    person = labels.subject_of(scans[0].owner)
+    if not person or scans[0].source != "bids":
+        return
+    shared = []
+    for entry, scan in product(person.entries.values(), scans):
+        if set(entry.identity) & set(scan.identity) and (images := labels.images_of(entry.label)):
+            shared.append(bool(images & _images(scan)))
+    if shared and not any(shared):
+        raise _taken(person.label, "another dataset, which was at the same place before,")
+
+
+def _images(scan: Scan) -> set[str]:
+    try:
+        return set(scan.image_digests())
+    except ChironError:  # of files that cannot be read now, the first stage tells
+        return set()
+
+
 def _person(labels: Register, scans: list[Scan], explicit: bool) -> Subject:
     """The subject whose scans these are; G009 where the label is another's."""
     owner, label = scans[0].owner, scans[0].subject
@@ -193,6 +229,8 @@ def _person(labels: Register, scans: list[Scan], explicit: bool) -> Subject:
             raise ChironError("G009", fault, f"sub-{known.label}", "Leave out --subject, or use another output folder.")
         return known
     subject = labels.subject(label)
+    if owner and owner in subject.owners:
+        return subject
     another = bool(subject.owners) or (bool(subject.entries) and (explicit or scans[0].source == "bids"))
     if owner and another and not _same_person(labels, subject, scans):
         raise _taken(label, "another person, or a subject of another dataset")
@@ -245,7 +283,7 @@ def _labelled(labels: Register, person: Subject, scans: list[Scan]) -> list[Scan
         if not label:
             result[place] = ChironError("G009", f"the label {scan.label}, which another scan has", "one for each scan")
             continue
-        added = person.add(label, entry.scan if entry else scan.id, scan.identity)
+        added = person.add(label, entry.scan if entry else scan.id, scan.identity, scan.suffix)
         owner = person.owners[0] if person.owners else ""
         result[place] = replace(scan.named(label), id=added.scan, owner=owner)
     return [result[place] for place in range(len(scans))]
@@ -279,7 +317,9 @@ def _free_label(person: Subject, scan: Scan, session_known: bool) -> str:
         acquired = dict(scan.entities).get("acq", "") + scan.suffix
         others = [pair for pair in scan.entities if pair[0] != "acq"]
         apart = replace(scan, entities=(("acq", acquired), *others)).label
-        return next((label for label in (scan.label, apart) if label.lower() not in person.entries), "")
+        holder = person.entries.get(scan.label.lower())
+        claims = (scan.label, apart) if holder and holder.suffix not in ("", scan.suffix) else (scan.label,)
+        return next((label for label in claims if label.lower() not in person.entries), "")
     if not session_known and scan.label.lower() not in person.entries:
         return scan.label
     runs = [int(run) for label in person.of_session(scan.session) if (run := split(label)[2] or "1").isdigit()]

@@ -50,9 +50,11 @@ def record(
         "scan": scan.id,
         "owner": scan.owner,
         "identity": list(scan.identity),
+        "suffix": scan.suffix,
         "state": "failed" if failure else "published",
         "input_digest": input_digest(scan, stages),
         "input_files": len(scan.files),
+        "input_images": _images(scan),
         "b0_tesla": stages["convert"].facts.get("b0_tesla") if "convert" in stages else None,
         "settings": plain_settings(settings),
         "override": _override(override, plain_settings(settings)) if override else None,
@@ -96,6 +98,13 @@ def input_digest(scan: Scan, stages: Mapping[str, Result]) -> str | None:
         return scan.content_digest()
     except (OSError, ChironError):
         return None
+
+
+def _images(scan: Scan) -> list[str]:
+    try:
+        return scan.image_digests()
+    except ChironError:
+        return []
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:

@@ -6,12 +6,14 @@ are missing or changed is made again as it was, and one that was made before all
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pipeline
 from pipeline.errors import ChironError
+from pipeline.find import Scan
 from pipeline.invert import chosen_methods
 from pipeline.ledger import Record, records_of
 from pipeline.override import Override, difference, flat
@@ -45,7 +47,13 @@ def standing(output: Path, job: Job) -> Standing:
         return Standing("damaged", record)
     if record["input_digest"] == job.scan.content_digest():
         return Standing("same", record)
-    return Standing("grown" if len(job.scan.files) > record["input_files"] else "changed", record)
+    return Standing("grown" if _has_grown(record, job.scan) else "changed", record)
+
+
+def _has_grown(record: Record, scan: Scan) -> bool:
+    """Whether the scan has more images than the result was made from, and all of those."""
+    images = Counter(record.get("input_images") or ())
+    return images < Counter(scan.image_digests()) if images else len(scan.files) > record["input_files"]
 
 
 def stays(output: Path, job: Job) -> bool:
@@ -88,9 +96,9 @@ def override_of(output: Path, label: str, scan: str) -> Override | None:
         return job.override
     for record in records_of(output, label):
         if record.get("override"):
-            override = Override(**record["override"])
+            override = Override.from_json(record["override"])
             values = {name: value for name, value in override.settings.items() if name != "mask.file"}  # only its hash
-            return Override(values, override.by, override.at, override.reason)
+            return replace(override, settings=values)
     return None
 
 

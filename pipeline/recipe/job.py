@@ -78,7 +78,7 @@ class Job:
         job = json.loads(file.read_text())
         truth = Path(job["truth"]) if job["truth"] else None
         settings = Settings.model_validate(job["settings"])
-        override = Override(**job["override"]) if job.get("override") else None
+        override = Override.from_json(job["override"]) if job.get("override") else None
         scan, again, expects = Scan.from_json(job["scan"]), job.get("again", False), job.get("expects", "")
         return cls(scan, settings, folder, truth, again, expects, override)
 
