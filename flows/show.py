@@ -118,7 +118,10 @@ def outcome(how: Outcome, output: Path, out: Console) -> None:
     out.print(f"[bold]{escape(how.label)}[/]  [{style or 'default'}]{escape(said)}[/]")
     if how.text:
         text = how.text if how.text.startswith(how.code) else f"{how.code}: {how.text}"
-        out.print(Padding(escape(text), (0, 0, 0, 2), expand=False), soft_wrap=not out.is_terminal)
+        if out.is_terminal:
+            out.print(Padding(escape(text), (0, 0, 0, 2), expand=False), soft_wrap=False)
+        else:
+            out.print(f"  {escape(text)}")  # whole, however long: a command may stand at its end
     if how.report:
         out.print(f"  {escape(str(output / how.report))}")
 

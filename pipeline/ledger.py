@@ -77,6 +77,8 @@ def _told(output: Path, published: list[Path], failed: list[Path]) -> list[Recor
     stand = [r for folder in published for r in _located(output, folder)]
     latest = {r["label"]: r["finished"] for r in stand}
     since = [r for folder in failed for r in _located(output, folder)]
+    with_result = {r.get("scan") for r in stand}  # a scan that was set aside may have a result under another label
+    since = [r for r in since if r["state"] != "set aside" or r.get("scan") is None or r["scan"] not in with_result]
     return stand + [r for r in since if r["finished"] >= latest.get(r["label"], "")]
 
 

@@ -380,3 +380,10 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
         for section, value in settings.items()
         for name, leaf in (value.items() if isinstance(value, dict) else [("", value)])
     }
+
+
+def test_a_long_word_on_a_scan_is_whole_in_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command stands at its end."""
+    text = "This result stays. " * 20 + "To make it anew: chiron reprocess out sub-01"
+    show.outcome(Outcome("sub-01", "already published", text=text), tmp_path, show.console())
+    assert f"  {text}" in capsys.readouterr().out.splitlines()

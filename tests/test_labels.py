@@ -135,6 +135,7 @@ def test_another_sites_subject_of_the_same_label_is_set_aside_and_named(tmp_path
     assert "--dataset-label" in outcomes["sub-01"].text and counts(output)["scans"] == 3
     remedy = run_through(output, tmp_path / "siteB", dataset_label="B")
     assert states(remedy) == {"sub-B01": "published", "sub-B01_acq-b": "published"}
+    assert counts(output)["scans"] == 3 and not counts(output)["set_aside"]
     again = run_through(output, tmp_path / "siteB")  # it is known now
     assert set(states(again).values()) == {"already published"} and list(again) == list(remedy)
     bids(tmp_path / "siteB", "sub-01_acq-c", scale=4)

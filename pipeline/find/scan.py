@@ -134,11 +134,12 @@ class SetAside:
     code: str
     text: str
     files: int
+    scan: str = ""  # the id of what could be told to be one scan
 
     @classmethod
     def of(cls, scan: Scan, error: ChironError) -> SetAside:
         """A scan that is not usable after all."""
-        return cls(scan.label, error.code, reason(error), len(scan.files))
+        return cls(scan.label, error.code, reason(error), len(scan.files), scan.id)
 
 
 @dataclass(frozen=True)

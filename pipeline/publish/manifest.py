@@ -77,6 +77,7 @@ def aside_record(found: SetAside) -> Record:
     """The record of what could not be taken for a scan: nothing was computed, so there is little to say."""
     return {
         "label": found.label,
+        **({"scan": found.scan} if found.scan else {}),
         "state": "set aside",
         "input_files": found.files,
         "methods": [],
