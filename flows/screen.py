@@ -11,6 +11,7 @@ import os
 import signal
 import stat
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -61,6 +62,7 @@ class Screen:
         self._rendered: list[str] = []
         self._before: Any = signal.SIG_DFL  # what Ctrl-Z did
         self._closing = False
+        self._drops = False  # whether the terminal drops output at Ctrl-C by itself
         self._painter = threading.Thread(target=self._paint, daemon=True)
 
     def open(self) -> None:
@@ -73,6 +75,7 @@ class Screen:
                 self._replaced[name] = stream
                 setattr(sys, name, _Above(stream, self._messages))
         BEFORE_LEAVING.append(self._abandon)
+        self._keep_output(True)
         self._before = signal.signal(signal.SIGTSTP, self._suspend)
         self._painter.start()
 
@@ -156,8 +159,21 @@ class Screen:
 
     def _abandon(self) -> None:
         """Print what waits and leave no row behind; nothing is drawn any more."""
-        if self._lock.acquire(timeout=0.2):
+        if self._lock.acquire(timeout=CLOSE_S):
             self._write(CLEAR + self._take())  # the lock is not released
+        self._keep_output(False)
+
+    def _keep_output(self, keep: bool) -> None:
+        """At Ctrl-C a terminal drops what it has not shown yet, which may be the cursor's way back from the rows."""
+        with suppress(OSError, termios.error):
+            if os.tcgetpgrp(self._handle) != os.getpgrp():
+                return  # in the background, where a change of the terminal would stop the process
+            attributes = termios.tcgetattr(self._handle)
+            if keep:
+                self._drops = not attributes[3] & termios.NOFLSH
+            if self._drops:
+                attributes[3] = attributes[3] | termios.NOFLSH if keep else attributes[3] & ~termios.NOFLSH
+                termios.tcsetattr(self._handle, termios.TCSANOW, attributes)
 
 
 @contextmanager
