@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from flows.claim import planning
 from flows.crew import Crew, Terms, terms_for
 from flows.engine import INTERRUPTED, Watchdog, abort, orchestrator
 from flows.keep import Planned, overrides_for, planned, remember, what_stands
@@ -30,8 +31,9 @@ from pipeline.mask.own import check_single, check_source
 from pipeline.memory import check_room, fits
 from pipeline.override import Override
 from pipeline.publish import prepare, record_set_aside
+from pipeline.publish.dataset import private
 from pipeline.publish.key import record_key
-from pipeline.publish.labels import register, settle
+from pipeline.publish.labels import register, settled
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
 from pipeline.work import disk_error
@@ -130,7 +132,7 @@ def run(
     R007 where nothing could be worked on, before anything is computed.
     """
     export = look(batch, source, settings, key, subject, labels, dataset_label)
-    work(batch, plan(batch, export, settings, truth, subject is not None, override))
+    work(batch, plan(batch, export, settings, truth, override))
 
 
 def look(
@@ -160,31 +162,28 @@ def plan(
     export: Export,
     settings: Settings,
     truth: Path | None = None,
-    explicit: bool = False,
     override: Override | None = None,
 ) -> list[Job]:
-    """Save a job for every scan without a result that it keeps; the rest are outcomes of the batch at once.
-
-    `explicit`: a person gave the subject's label for this export.
-    """
+    """Save a job for every scan without a result that it keeps; the rest are outcomes of the batch at once."""
+    with register(batch.output) as labels:
+        export = settled(export, labels)
     for aside in export.set_aside:
         batch.set_aside(aside)
-    with register(batch.output) as labels:
-        scans, nameless = settle(export.scans, labels, explicit)
-    for aside in nameless:
-        batch.set_aside(aside)
     todo = []
-    check_single(settings, scans)
-    for scan in scans:
+    check_single(settings, export.scans)
+    for scan in export.scans:
         try:
-            job = planned(batch.output, scan, settings, truth, override)
+            with planning(private(batch.output) / "work" / scan.id):
+                job = planned(batch.output, scan, settings, truth, override)
+                if job.standing.stays:
+                    remember(batch.output, job)
+                else:
+                    check_room(scan, upsample=settings.upsample)
+                    job.job.save()
             if job.standing.stays:
-                remember(batch.output, job)
                 batch.add(_keeps(batch.output, job, settings))
-                continue
-            check_room(scan, upsample=settings.upsample)
-            job.job.save()
-            todo.append(job.job)
+            else:
+                todo.append(job.job)
         except ChironError as error:
             batch.set_aside(SetAside.of(scan, error))
         except OSError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import ChironError
-from pipeline.lock import still_at, try_lock
+from pipeline.lock import locked, still_at, try_lock
 
 LOCK, NOW = "lock", "now.json"  # of a scan: held by whoever works on it, who writes beside it what it is doing
+PLAN = "plan.lock"  # held by whoever decides on its next job
 LOOKS = 3  # someone who only looks whether it is held has it for an instant
 
 
@@ -28,6 +29,11 @@ def claimed(folder: Path) -> Iterator[None]:
 
             raise disk_error(error) from None
         yield
+
+
+def planning(folder: Path) -> AbstractContextManager[None]:
+    """Hold the choice of this work folder's next job; R006 where another process has it for minutes."""
+    return locked(folder / PLAN, held="another run plans this scan")
 
 
 def is_claimed(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from pipeline.find import AcquisitionOf, Scan
 from pipeline.ledger import NEXT
 from pipeline.lock import if_free
 from pipeline.mask.own import with_own_mask
-from pipeline.override import FACTS, Override, acquisition_with
+from pipeline.override import FACTS, Override, acquisition_with, with_values
 from pipeline.publish.dataset import private
 from pipeline.publish.labels import Register
 from pipeline.publish.manifest import plain_settings
@@ -45,6 +45,7 @@ def planned(
 ) -> Planned:
     """The job of a scan by `settings`, or by what a person decided for it; X002 where its own mask cannot be used."""
     folder = private(output) / "work" / scan.id
+    waiting = load_job(folder) if (folder / NEXT).exists() else None
     earlier = override_of(output, scan.label, scan.id)
     decided = override.after(earlier) if override else earlier
     job = Job(scan, settings, folder, truth, override=decided)
@@ -57,6 +58,8 @@ def planned(
     except ChironError:  # a decision of a damaged file, or of another version
         if not state.stays:
             raise
+    if waiting and waiting.again:  # a person asked for it anew, and it was not begun yet
+        return Planned(replace(waiting, scan=scan), state, earlier)
     if state.state == "damaged":
         job = replace(job, settings=_as_made(job, state))
     if not state.stays:
@@ -147,4 +150,10 @@ def _as_made(job: Job, state: Standing) -> Settings:
     before = load_job(job.folder)
     if before and plain_settings(before.settings) == state.record["settings"]:
         return before.settings
-    return settings_of(state.record, job.settings)
+    settings = settings_of(state.record, job.settings)
+    if not state.record["settings"].get("mask", {}).get("file"):
+        return settings
+    if not job.settings.mask.file:
+        found = "a damaged result that was made with a mask of your own, and nothing here tells where that lies"
+        raise ChironError("X002", found, "the mask", "Run the export again with --mask.")
+    return with_values(settings, {"mask.file": job.settings.mask.file})

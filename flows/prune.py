@@ -19,9 +19,8 @@ from flows.claim import LOCK, claimed
 from flows.reconcile import last_work, our_runs, outcomes_since
 from pipeline.errors import ChironError
 from pipeline.ledger import KEPT, NAME, NEXT, TAKEN, read_manifests
-from pipeline.lock import if_free
+from pipeline.lock import if_free, locked
 from pipeline.publish.dataset import private
-from pipeline.publish.swap import locked
 from pipeline.recipe import Job
 from pipeline.recipe.job import TRACE
 from pipeline.work import disk_error

@@ -6,14 +6,14 @@ The ledger says what was done, the job that stays in each scan's private folder 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
 import pipeline
-from flows.claim import claimed
+from flows.claim import claimed, planning
 from pipeline.errors import CATALOGUE, ChironError
 from pipeline.ledger import Record, read_manifests
 from pipeline.mask.own import with_own_mask
@@ -80,7 +80,8 @@ def select(
 
     wanted = Wanted(subject, session, run, state, verdict, code, older)
     by_person = settings is None or bool(method)
-    chosen = choose(output, wanted, change, stage, force, reason if by_person else None)
+    named = ("method",) if method else ()
+    chosen = choose(output, wanted, change, stage, force, reason if by_person else None, named)
     if chosen.lost and not chosen.jobs and not chosen.standing:
         raise nowhere(chosen)
     return chosen.jobs
@@ -93,11 +94,12 @@ def choose(
     stage: str = "",
     force: bool = False,
     reason: str | None = "",
+    named: Collection[str] = (),
 ) -> Chosen:
     """The scans that are wanted. A job has its settings of before, as `change` makes them, and is not saved.
 
-    What changes is a person's decision, for a `reason`, and holds for these scans from now on. With None it is the
-    site's change, and what a person decided before holds.
+    What changes, and the settings that are `named` whether they change or not, are a person's decision, for a `reason`,
+    and hold for these scans from now on. With None it is the site's change, and what a person decided before holds.
 
     Left out is what is published already just so, unless it is to be done from a `stage`, or by `force`. A job expects
     the files that its label stands for: where they vanished or are others, its first stage fails with F016. X002 where
@@ -112,7 +114,7 @@ def choose(
     chosen = Chosen()
     for folder, records in _scans(output):
         met = [record for record in records if _meets(record, wanted)]
-        job = _job(folder, records, change, reason) if met else None
+        job = _job(folder, records, change, reason, named) if met else None
         if not met or (wanted.older and not any(_older(record, job) for record in met)):
             continue
         if job is None:
@@ -145,9 +147,10 @@ def ready(job: Job, stage: str = "") -> None:
     R006 where results were to go and another run works with them; S001 or S002 where this cannot be written.
     """
     try:
-        if stage:
-            _discard(job, stage)
-        job.save()
+        with planning(job.folder):
+            if stage:
+                _discard(job, stage)
+            job.save()
     except OSError as error:
         raise disk_error(error) from None
 
@@ -183,7 +186,7 @@ def _scans(output: Path) -> Iterator[tuple[Path, list[Record]]]:
     yield from sorted(known.items(), key=lambda item: (item[1][0]["label"], item[0]))
 
 
-def _job(folder: Path, records: list[Record], change: Change, reason: str | None) -> Job | None:
+def _job(folder: Path, records: list[Record], change: Change, reason: str | None, named: Collection[str]) -> Job | None:
     job = _loaded(folder)
     if job is None:
         return None
@@ -192,11 +195,13 @@ def _job(folder: Path, records: list[Record], change: Change, reason: str | None
     changed = change(job.settings)
     if changed.mask.file != job.settings.mask.file:
         changed = with_own_mask(changed, job.scan)
-    settings, override = _decided(job, changed, reason)
+    settings, override = _decided(job, changed, reason, named)
     return replace(job, settings=settings, again=True, expects=expects, override=override)
 
 
-def _decided(job: Job, settings: Settings, reason: str | None) -> tuple[Settings, Override | None]:
+def _decided(
+    job: Job, settings: Settings, reason: str | None, named: Collection[str]
+) -> tuple[Settings, Override | None]:
     """The settings of a scan that is done again, with what a person decided now or before."""
     earlier = job.override
     if reason is None:
@@ -204,8 +209,12 @@ def _decided(job: Job, settings: Settings, reason: str | None) -> tuple[Settings
     plain, default = flat(settings.model_dump(mode="json")), flat(load().model_dump(mode="json"))
     facts = {name: value for name, value in (earlier.settings if earlier else {}).items() if _is_fact(name)}
     settings = with_values(settings, {name: value for name, value in facts.items() if plain[name] == default[name]})
-    changes = difference(job.settings.model_dump(mode="json"), settings.model_dump(mode="json"))
-    return settings, Override.now(changes, reason).after(earlier)
+    decided = settings.model_dump(mode="json")
+    confirmed = {
+        name: value for name, value in flat(decided).items() if any(f"{name}.".startswith(f"{n}.") for n in named)
+    }
+    changes = difference(job.settings.model_dump(mode="json"), decided)
+    return settings, Override.now(confirmed | changes, reason).after(earlier)
 
 
 def _is_fact(name: str) -> bool:

@@ -105,7 +105,7 @@ def export_json(found: Export) -> dict[str, Any]:
              "notices": [n.json() for n in s.notices]}
             for s in found.scans
         ],
-        "set_aside": [dataclasses.asdict(a) for a in found.set_aside],
+        "set_aside": [{"label": a.label, "code": a.code, "text": a.text, "files": a.files} for a in found.set_aside],
         "ignored": [dataclasses.asdict(i) for i in found.ignored],
         "files_seen": found.files_seen,
     }  # fmt: skip

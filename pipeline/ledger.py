@@ -77,8 +77,9 @@ def _told(output: Path, published: list[Path], failed: list[Path]) -> list[Recor
     stand = [r for folder in published for r in _located(output, folder)]
     latest = {r["label"]: r["finished"] for r in stand}
     since = [r for folder in failed for r in _located(output, folder)]
-    with_result = {r.get("scan") for r in stand}  # a scan that was set aside may have a result under another label
-    since = [r for r in since if r["state"] != "set aside" or r.get("scan") is None or r["scan"] not in with_result]
+    # what was set aside may have a result under another label since
+    with_result = {sign for r in stand for sign in _signs(r)}
+    since = [r for r in since if r["state"] != "set aside" or not with_result & _signs(r)]
     return stand + [r for r in since if r["finished"] >= latest.get(r["label"], "")]
 
 
@@ -88,6 +89,11 @@ def _folders(output: Path, *patterns: str) -> list[Path]:
 
 def _located(output: Path, folder: Path) -> list[Record]:
     return [{**r, "folder": folder.relative_to(output).as_posix()} for r in read(folder)]
+
+
+def _signs(record: Record) -> set[str]:
+    """By what a scan is known again, whatever its label."""
+    return {str(sign) for sign in (record.get("scan"), *(record.get("identity") or ())) if sign}
 
 
 def _bare(record: Record) -> Record:

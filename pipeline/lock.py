@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,21 @@ def still_at(handle: int, path: Path) -> bool:
         return path.stat().st_ino == os.fstat(handle).st_ino
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def locked(file: Path, wait_s: float = 120, held: str = "the scan is being published by another run") -> Iterator[None]:
+    """Hold an exclusive lock on `file`; R006 where another process holds it for longer than `wait_s`."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    deadline = time.monotonic() + wait_s
+    while True:
+        with file.open("a") as stream:
+            if try_lock(stream.fileno()) and still_at(stream.fileno(), file):
+                yield  # closing the file releases the lock, as does the end of the process
+                return
+        if time.monotonic() > deadline:
+            raise ChironError("R006", held, "one at a time")
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pipeline.invert import chosen_methods
 from pipeline.ledger import NAME, read
 from pipeline.override import Override
 from pipeline.publish import manifest, prepare
+from pipeline.publish.key import recorded
 from pipeline.publish.sidecars import as_json
 from pipeline.recipe import Job
 from pipeline.settings import Settings, load
@@ -27,6 +28,7 @@ def put_record(output: Path, job: Job, failure: ChironError | None = None) -> No
     folder.mkdir(parents=True, exist_ok=True)
     record = manifest.record(job.scan, job.settings, chosen_methods(job.settings), {}, failure, job.override)
     record |= {"verdict": "do not use" if failure else "usable", "citations": [], "files": {}}
+    record["key_fingerprint"] = recorded(output)
     others = [each for each in read(folder) if each["label"] != job.scan.label]
     (folder / NAME).write_bytes(as_json(manifest.manifest([*others, record])))
 
@@ -48,7 +50,7 @@ def run_through(
     batch = Batch(output)
     options.setdefault("acquisition", overrides_for(output, settings))
     export = find(source, KEY, subject, dataset_label=dataset_label, **options)
-    for job in plan(batch, export, settings, explicit=subject is not None, override=override):
+    for job in plan(batch, export, settings, override=override):
         Job.take(job.folder)
         put_record(output, job, failure)
         batch.add(Outcome(job.scan.label, "failed" if failure else "published"))

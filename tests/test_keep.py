@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from make_dicom import KEY, SHAPE, write
 
 from flows.batch import Batch, plan
 from flows.keep import overrides_for
-from flows.reprocess import Wanted, choose, select
+from flows.reprocess import Wanted, choose, ready, select
 from pipeline.errors import ChironError
-from pipeline.find import find
+from pipeline.find import Scan, find
 from pipeline.ledger import NAME, read_manifests
 from pipeline.override import Override
 from pipeline.publish.key import fingerprint, key_of
@@ -129,6 +130,47 @@ def test_a_decision_that_waits_is_not_lost_to_the_next_look(dataset: Path) -> No
     assert waiting.again and waiting.settings.method == "rts"
 
 
+def test_a_decision_that_waits_is_done_though_the_result_is_damaged(dataset: Path) -> None:
+    output = dataset / "out"
+    (job,) = select(output, "01", method="rts")
+    job.save()
+    damage(output)
+    (waiting,) = plan(Batch(output), find(dataset / "in", KEY), SETTINGS)
+    assert waiting.again and waiting.settings.method == "rts" and waiting.override
+
+
+def test_a_decision_made_while_a_run_plans_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a run's look at what stands and its saving of the job, a person has the scan made anew."""
+    import threading
+
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01")
+    run_through(output, source, failure=disk_error(OSError(28, "")))
+    decision = threading.Thread(target=lambda: [ready(job) for job in select(output, "01", method="rts")])
+
+    def meanwhile(scan: Scan, **more: Any) -> None:
+        decision.start()
+        decision.join(0.5)  # it waits for the run, or its job is overwritten
+
+    monkeypatch.setattr("flows.batch.check_room", meanwhile)
+    (job,) = plan(Batch(output), find(source, KEY), SETTINGS)
+    decision.join()
+    waiting = Job.load(job.folder, next=True)
+    assert waiting.again and waiting.settings.method == "rts"
+
+
+def test_a_decision_that_confirms_what_stands_is_one(dataset: Path) -> None:
+    output = dataset / "out"
+    again(output, subject="01", method="tkd", force=True)
+    assert record_of(output)["override"]["settings"] == {"method": "tkd"}
+    (job,) = select(output, older=True, settings=OTHER)
+    assert job.settings.method == "tkd"
+    chosen = choose(
+        output, Wanted("01"), lambda old: load(None, ["tv.strength=1"], old), named=["tv.strength"], force=True
+    )
+    assert chosen.jobs[0].override and chosen.jobs[0].override.settings == {"method": "tkd", "tv.strength": 1.0}
+
+
 def test_the_sites_own_renewal_keeps_what_a_person_decided(dataset: Path) -> None:
     output = dataset / "out"
     again(output, subject="01", method="rts")
@@ -179,8 +221,7 @@ def test_overrides_of_a_scan_that_failed_are_kept_too(tmp_path: Path) -> None:
 def test_a_mask_of_a_decision_is_told_by_its_hash_alone(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     bids(source, "sub-01")
-    mask = tmp_path / "Zebedee_mask.nii.gz"
-    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.diag([1, 1.1, 2, 1])), mask)
+    mask = own_mask(tmp_path / "Zebedee_mask.nii.gz")
     override = Override.now({"mask.file": str(mask)})
     run_through(output, source, override.apply(SETTINGS), override=override)
     assert record_of(output)["override"]["settings"]["mask.file"].startswith("sha256:")
@@ -197,12 +238,34 @@ def test_a_changed_input_leaves_a_result_until_it_is_asked_for(dataset: Path) ->
     assert job.settings == SETTINGS
 
 
-def test_a_damaged_result_is_made_again_as_it_was(dataset: Path) -> None:
-    output = dataset / "out"
+def damage(output: Path) -> None:
     path = output / "sub-01" / NAME
     manifest = json.loads(path.read_text())
     manifest["scans"][0]["files"] = {"anat/x.nii.gz": {"sha256": "0" * 64, "bytes": 1}}
     path.write_text(json.dumps(manifest))
+
+
+def own_mask(path: Path) -> Path:
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.diag([1, 1.1, 2, 1])), path)
+    return path
+
+
+def test_a_damaged_result_with_a_mask_that_nobody_knows_any_more_waits_for_it(tmp_path: Path) -> None:
+    source, output, mask = tmp_path / "in", tmp_path / "out", own_mask(tmp_path / "mask.nii.gz")
+    bids(source, "sub-01")
+    masked = load(base=SETTINGS, mask={"file": str(mask)})
+    run_through(output, source, masked)
+    damage(output)
+    shutil.rmtree(output / ".chiron")
+    outcome = run_through(output, source)["sub-01"]
+    assert outcome.code == "X002" and "--mask" in outcome.text
+    assert states(run_through(output, source, masked)) == {"sub-01": "published"}
+    assert record_of(output)["settings"]["mask"]["file"].startswith("sha256:")
+
+
+def test_a_damaged_result_is_made_again_as_it_was(dataset: Path) -> None:
+    output = dataset / "out"
+    damage(output)
     (job,) = plan(Batch(output), find(dataset / "in", KEY), OTHER)
     assert job.settings == SETTINGS
 
@@ -237,6 +300,30 @@ def test_the_key_of_an_output_is_known_by_its_fingerprint(tmp_path: Path) -> Non
         key_of(output, file)
     with pytest.raises(ChironError, match="X004"):
         batch_run(output, tmp_path / "in", b"x" * 32)
+
+
+def test_manifests_tell_the_key_where_the_private_folder_is_gone(tmp_path: Path) -> None:
+    source, output, file = tmp_path / "in", tmp_path / "out", tmp_path / "key"
+    bids(source, "sub-01")
+    key = key_of(output, file)
+    batch_run(output, source, key)
+    run_through(output, source)
+    shutil.rmtree(output / ".chiron")
+    assert key_of(output, file) == key
+    file.unlink()
+    with pytest.raises(ChironError, match="X004: no pseudonym key"):
+        key_of(output, file)
+    key_of(tmp_path / "other", file)
+    with pytest.raises(ChironError, match="X004: a key with the fingerprint"):
+        key_of(output, file)
+    with pytest.raises(ChironError, match="X004"):
+        batch_run(output, source, b"x" * 32)
+
+
+def test_results_of_an_earlier_version_ask_for_their_key_too(dataset: Path) -> None:
+    """Its manifests tell no fingerprint; that there is no key at all is seen all the same."""
+    with pytest.raises(ChironError, match="X004: no pseudonym key"):
+        key_of(dataset / "out", dataset / "key")
 
 
 def batch_run(output: Path, source: Path, key: bytes) -> None:

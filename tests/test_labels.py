@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ledgers import SETTINGS, put_record, run_through, states
 from make_bids import bids
-from make_dicom import KEY, edit, write
+from make_dicom import KEY, SENTINEL, edit, write
 
 from flows.batch import Batch, plan
 from flows.night import counts, look
@@ -179,6 +179,52 @@ def test_a_dataset_that_was_moved_is_still_the_same(tmp_path: Path) -> None:
     }
 
 
+def test_a_dataset_that_shares_a_scan_with_another_is_not_that_one(tmp_path: Path) -> None:
+    """As of one phantom, or one person, in both: what else bears a label of the first is another scan."""
+    output = tmp_path / "out"
+    for site, scale in (("a", 2), ("b", 3)):
+        bids(tmp_path / site, "sub-01_acq-same")
+        bids(tmp_path / site, "sub-01_acq-other", scale=scale)
+    run_through(output, tmp_path / "a")
+    before = published(output)
+    assert set(states(run_through(output, tmp_path / "b")).values()) == {"G009"} and published(output) == before
+
+
+def test_a_scan_that_was_renamed_keeps_its_label(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01_run-1")
+    bids(source, "sub-01_run-2", scale=2)
+    run_through(output, source)
+    for path in sorted(source.rglob("*_run-1_*")):
+        path.rename(path.with_name(path.name.replace("_run-1_", "_acq-first_")))
+    assert states(run_through(output, source)) == {
+        "sub-01_run-1": "already published",
+        "sub-01_run-2": "already published",
+    }
+
+
+def test_what_is_set_aside_stands_under_the_label_of_its_person(tmp_path: Path) -> None:
+    """Of a patient whose label was given, of a dataset with a label of its own, and of a scan that has a result."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    repeat(source / "dicom", 1, FIRST)
+    run_through(output, source / "dicom", subject="P7")
+    for path in repeat(source / "dicom", 2, SECOND)[:3]:
+        path.unlink()
+    (label, aside) = states(run_through(output, source / "dicom"))
+    assert label.startswith("sub-P7_") and aside == f"{label}_run-2" and counts(output)["scans"] == 2
+    repeat(source / "dicom", 3, THIRD)  # which is not kept from a label by what has no result
+    repeat(source / "dicom", 2, SECOND)
+    assert states(run_through(output, source / "dicom")).keys() == {label, f"{label}_run-2", f"{label}_run-3"}
+    assert counts(output)["published"]["usable"] == 3 and not counts(output)["set_aside"]
+    bids(source / "b", "sub-01")
+    run_through(output, source / "b", dataset_label="B")
+    bids(source / "b", "sub-01_acq-b", parts=("mag",))
+    assert states(run_through(output, source / "b"))["sub-B01_acq-b"] == "P001"
+    next((source / "b").rglob("sub-01_echo-2_part-phase_MEGRE.nii.gz")).unlink()
+    assert states(run_through(output, source / "b"))["sub-B01"] == "E001"
+    assert counts(output)["published"]["usable"] == 4
+
+
 def test_a_suffix_tells_two_scans_of_a_dataset_apart(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     bids(source, "sub-01", suffix="T2starw", scale=2)
@@ -246,12 +292,51 @@ def test_an_output_of_an_earlier_version_stays_valid(tmp_path: Path) -> None:
     assert {"sub-01_acq-b", "sub-01_run-1"} < published(output).keys()
 
 
+def test_a_label_of_a_table_does_not_change_hands_in_an_output_of_an_earlier_version(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    write(tmp_path / "one", patient="one")
+    write(tmp_path / "two", patient="two", seed=4)
+    (label,) = run_through(output, tmp_path / "one", labels={f"{SENTINEL}-one": "P7"})
+    forget(output)
+    before = published(output)
+    (outcome,) = run_through(output, tmp_path / "two", labels={f"{SENTINEL}-two": "P7"}).values()
+    assert outcome.code == "G009" and published(output) == before
+    assert states(run_through(output, tmp_path / "one", labels={f"{SENTINEL}-one": "P7"})) == {
+        label: "already published"
+    }
+
+
+def test_a_label_that_was_given_to_an_earlier_version_holds_without_being_given(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    repeat(source, 1, FIRST)
+    (label,) = run_through(output, source, subject="P7")
+    forget(output)
+    repeat(source, 2, SECOND)
+    assert states(run_through(output, source)) == {label: "already published", f"{label}_run-2": "published"}
+
+
+def test_a_dataset_that_an_earlier_version_numbered_may_move(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for scale, acquired in enumerate("ab", 1):
+        bids(tmp_path / "here", f"sub-01_acq-{acquired}", scale=scale)
+    run_through(output, tmp_path / "here")
+    for number, acquired in enumerate("ab", 11):
+        rename(output, f"sub-01_acq-{acquired}", f"sub-01_run-{number}")
+    forget(output)
+    (tmp_path / "here").rename(tmp_path / "there")
+    shutil.rmtree(output / ".chiron" / "work")
+    assert states(run_through(output, tmp_path / "there")) == {
+        "sub-01_run-11": "already published",
+        "sub-01_run-12": "already published",
+    }
+
+
 def rename(output: Path, old: str, new: str) -> None:
     for path in [*output.rglob(NAME)]:
         path.write_text(path.read_text().replace(f'"{old}"', f'"{new}"'))
     for path in output.glob(".chiron/work/*/job.json"):
         job = json.loads(path.read_text())
-        if job["scan"]["entities"]:
+        if Job.load(path.parent).scan.label == old:
             job["scan"] |= {"entities": [], "run": new.rpartition("-")[2]}
             path.write_text(json.dumps(job))
 

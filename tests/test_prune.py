@@ -19,7 +19,8 @@ from flows.prune import DAY_S, prune
 from flows.reprocess import select
 from pipeline.find import SetAside
 from pipeline.ledger import KEPT, read_manifests
-from pipeline.publish import publish, record_set_aside, swap, verify, versions
+from pipeline.lock import locked
+from pipeline.publish import publish, record_set_aside, verify, versions
 from pipeline.recipe import Job
 
 __all__ = ["_plain_report"]  # a fixture
@@ -112,7 +113,7 @@ def test_what_is_asked_to_be_kept_stays_for_its_time(output: Path) -> None:
 def test_what_is_at_work_or_being_published_is_left(output: Path) -> None:
     before = work(output)
     with claimed(output / ".chiron/work" / b"a".hex().ljust(12, "0")):
-        with swap.locked(output / ".chiron/locks/sub-a.lock"):
+        with locked(output / ".chiron/locks/sub-a.lock"):
             found = prune(output, KEEP, later(KEEP + 1))
         assert work(output)["a"] == before["a"] and found.counts["old versions"] == 0
     assert (output / ".chiron/locks/sub-a.lock").exists() and len(versions(output, "sub-a")) == 1

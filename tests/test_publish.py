@@ -23,6 +23,7 @@ import pipeline.publish as publishing
 from pipeline import ledger
 from pipeline.errors import ChironError, Decision, Notice
 from pipeline.find import Scan, SetAside
+from pipeline.lock import locked
 from pipeline.publish import already_published, prepare, publish, read_manifests, record_set_aside, swap, verify
 from pipeline.publish.nifti import image_bytes
 from pipeline.publish.sidecars import ALLOWED, RESEARCH_USE, sidecar
@@ -586,9 +587,9 @@ def test_exchange_swaps_two_folders_in_one_step(tmp_path: Path) -> None:
 
 
 def test_a_held_lock_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
-    with swap.locked(tmp_path / "lock"), pytest.raises(ChironError, match="R006"), swap.locked(tmp_path / "lock", 0.1):
+    with locked(tmp_path / "lock"), pytest.raises(ChironError, match="R006"), locked(tmp_path / "lock", 0.1):
         pass
-    with swap.locked(tmp_path / "lock", 0.1):
+    with locked(tmp_path / "lock", 0.1):
         pass
 
 

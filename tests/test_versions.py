@@ -17,6 +17,7 @@ from test_publish import FAILED, Killed, _both_ways, _plain_report, content, fau
 from pipeline.errors import ChironError
 from pipeline.find import SetAside
 from pipeline.ledger import KEPT, NAME
+from pipeline.lock import locked
 from pipeline.publish import (
     already_published,
     publish,
@@ -24,7 +25,6 @@ from pipeline.publish import (
     record_set_aside,
     records_of,
     recover_all,
-    swap,
     verify,
     versions,
 )
@@ -204,7 +204,7 @@ def test_a_publication_that_died_between_two_renames_is_put_right(
     record_set_aside(output, [SetAside("unknown", "F003", "cut", 1)])
     (output / ".chiron/publish/set-aside_unknown/new").mkdir(parents=True)
     (output / ".chiron/publish/failed_sub-x_ses-a/new").mkdir(parents=True)
-    with swap.locked(output / ".chiron/locks/sub-x.lock"):
+    with locked(output / ".chiron/locks/sub-x.lock"):
         assert recover_all(output) == ["unknown"] and states(output) == []
     assert recover_all(output) == [LABEL, LABEL] and states(output) == [0.1] and verify(output) == []
     assert recover_all(output) == []
@@ -212,7 +212,7 @@ def test_a_publication_that_died_between_two_renames_is_put_right(
 
 def test_a_lock_whose_file_was_pruned_keeps_nobody_out(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with swap.locked(lock):
+    with locked(lock):
         lock.unlink()
-        with swap.locked(lock, 0.1), pytest.raises(ChironError, match="R006"), swap.locked(lock, 0.1):
+        with locked(lock, 0.1), pytest.raises(ChironError, match="R006"), locked(lock, 0.1):
             pass

@@ -58,7 +58,7 @@ def inspect(
     export = find(
         input, key or secrets.token_bytes(KEY_BYTES), subject, acquisition=acquisition, dataset_label=dataset_label
     )
-    found = settled(export, Register(None), explicit=subject is not None)
+    found = settled(export, Register(None))
     provisional = key is None and not (found.scans and all(scan.source == "bids" for scan in found.scans))
     if json:
         show.as_json({**show.export_json(found), "provisional_labels": provisional})

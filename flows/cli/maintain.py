@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flows.batch import Batch
     from flows.reprocess import Chosen
     from pipeline.recipe import Job
+    from pipeline.settings import Settings
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
@@ -73,11 +74,21 @@ def reprocess(
         stage,
         force,
         reason,
+        _named_settings(set or [], method, whole),
     )
     _tell(chosen, dry_run)
     if chosen.jobs and not dry_run:
         raise typer.Exit(_again(chosen.jobs, output, stage, workers, time_limit, json).exit_code())
     raise typer.Exit(0 if chosen.jobs else NOTHING_DONE)
+
+
+def _named_settings(words: list[str], method: str | None, whole: Settings | None) -> list[str]:
+    """The settings that a person names by --set, --method and --config."""
+    from pipeline.override import difference
+    from pipeline.settings import load
+
+    names = [word.partition("=")[0].strip() for word in words] + (["method"] if method else [])
+    return [*names, *(difference(load().model_dump(mode="json"), whole.model_dump(mode="json")) if whole else ())]
 
 
 def _tell(chosen: Chosen, dry_run: bool) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pipeline.errors import ChironError
 from pipeline.identity import pseudonym
+from pipeline.lock import locked
 from pipeline.publish.dataset import private
-from pipeline.publish.swap import locked, write_in_place
+from pipeline.publish.swap import write_in_place
 from pipeline.work import disk_error
 
 NAME, VERSION = "intake.json", 1

@@ -78,7 +78,8 @@ def _export(
                 raise images.conflict
             scans.append(_scan(origin, images, files, names, acquisition))
         except ChironError as error:
-            aside.append(SetAside(names.label(origin), error.code, reason(error), len(files)))
+            identity = names.owner(origin), (names.scan_id(origin),)
+            aside.append(SetAside(names.label(origin), error.code, reason(error), len(files), "", *identity))
     listed = tuple(Ignored(ordinal, *why) for ordinal, why in sorted(rest.items()))
     return Export(tuple(scans), tuple(aside), listed, len(ordinals))
 
@@ -121,6 +122,7 @@ def _scan(origin: Origin, images: ScanImages, files: list[Path], names: Namer, a
         entities=tuple(pair for pair in origin.entities if pair[0] not in ("sub", "ses", "run")),
         suffix=origin.suffix,
         owner=names.owner(origin),
+        label_source="option" if names.subject_override else "dataset",
         identity=(names.scan_id(origin),),
     )
 

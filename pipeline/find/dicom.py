@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache, partial
 from pathlib import Path
+from typing import Any, Literal
 
 from pipeline.errors import ChironError, Notice
 from pipeline.find.check import Checked, check
@@ -25,13 +26,33 @@ from pipeline.identity import Labels, internal_id, label_of, pseudonym
 _UID = re.compile(r"[0-9.]{1,64}")
 
 
+@dataclass(frozen=True)
+class _Study:
+    """Whose images they are, and the labels that these have."""
+
+    key: bytes
+    patient: str
+    subject: str
+    label_source: Literal["pseudonym", "table", "option"]
+    session: str
+
+    @property
+    def owner(self) -> str:
+        """Keyed hash of the patient's identity."""
+        return internal_id(self.key, "patient", self.patient)
+
+    def identity(self, images: Iterable[Image]) -> tuple[str, ...]:
+        """Keyed hashes that later files of the scan of these images share with it."""
+        return tuple(sorted({internal_id(self.key, "series", repr(r)) for r in {_repeat(image) for image in images}}))
+
+
 @dataclass
 class _Ledger:
     """Where every file went; a file that serves a scan counts as used whatever else is in it."""
 
     paths: dict[int, Path]
     scans: list[Scan] = field(default_factory=list)
-    aside: list[tuple[str, str, str, set[int]]] = field(default_factory=list)
+    aside: list[tuple[SetAside, set[int]]] = field(default_factory=list)
     ignored: dict[int, tuple[str, str]] = field(default_factory=dict)
     notices: dict[int, list[Notice]] = field(default_factory=dict)  # of a file, for the scan that uses it
 
@@ -39,15 +60,18 @@ class _Ledger:
         for image in images:
             self.ignored.setdefault(image.file, (code, text))
 
-    def set_aside(self, label: str, error: ChironError, images: Iterable[Image]) -> None:
-        self.aside.append((label, error.code, reason(error), {image.file for image in images}))
+    def set_aside(self, error: ChironError, images: Collection[Image], study: _Study | None = None) -> None:
+        """Images of one scan of a `study`, or of nobody who could be named."""
+        label = f"sub-{study.subject}_ses-{study.session}" if study else UNKNOWN
+        whose = (study.owner, study.identity(images)) if study else ("", ())
+        self.aside.append((SetAside(label, error.code, reason(error), 0, "", *whose), {i.file for i in images}))
 
     def export(self) -> Export:
         taken = {path for scan in self.scans for path in scan.files}
         used = {ordinal for ordinal, path in self.paths.items() if path in taken}
         aside = []
-        for label, code, text, files in self.aside:
-            aside.append(SetAside(label, code, text, len(files - used)))
+        for what, files in self.aside:
+            aside.append(replace(what, files=len(files - used)))
             used |= files
         ignored = tuple(Ignored(o, *reason) for o, reason in sorted(self.ignored.items()) if o not in used)
         return Export(tuple(self.scans), tuple(aside), ignored, len(self.paths))
@@ -64,15 +88,17 @@ def find_dicom(
     """See `pipeline.find.find`; patients in `labels` get their label, all others a pseudonym."""
     ledger = _Ledger({entry.ordinal: entry.path for entry in entries})
     images = _mixed_patients(_duplicates(_read(entries, ledger, progress), ledger), ledger)
-    subjects = _subjects(images, key, subject, labels or {})
+    table = labels or {}
+    subjects = _subjects(images, key, subject, table)
     for patient, own in grouped(images, lambda i: i.patient).items():
         label = subjects[patient]
         if isinstance(label, ChironError):
-            ledger.set_aside(UNKNOWN, label, own)
+            ledger.set_aside(label, own)
             continue
+        source: Any = "option" if subject else "table" if label_of(table, patient) else "pseudonym"
         for study in grouped(own, lambda i: i.study).values():
             session = pseudonym(key, "study", study[0].patient, study[0].study, length=8)
-            _study(study, label, session, key, acquisition, ledger)
+            _study(study, _Study(key, patient, label, source, session), acquisition, ledger)
     return ledger.export()
 
 
@@ -84,7 +110,8 @@ def _read(entries: list[Entry], ledger: _Ledger, progress: Callable[[float, str]
         elif found.fault.owed == "ignore":
             ledger.ignored[entry.ordinal] = found.code, found.found
         else:
-            ledger.aside.append((UNKNOWN, found.code, f"file {entry.ordinal}: {reason(found)}", {entry.ordinal}))
+            text = f"file {entry.ordinal}: {reason(found)}"
+            ledger.aside.append((SetAside(UNKNOWN, found.code, text, 0), {entry.ordinal}))
     return images
 
 
@@ -126,7 +153,7 @@ def _mixed_patients(images: list[Image], ledger: _Ledger) -> list[Image]:
     for series, same in grouped(images, lambda i: i.series).items():
         if series and len({image.patient for image in same}) > 1:
             found = f"{len({image.patient for image in same})} patients in one series"
-            ledger.set_aside(UNKNOWN, ChironError("G003", found, "one patient in a series"), same)
+            ledger.set_aside(ChironError("G003", found, "one patient in a series"), same)
         else:
             kept += same
     return kept
@@ -151,9 +178,7 @@ def _subjects(images: list[Image], key: bytes, subject: str | None, given: Label
     return found
 
 
-def _study(
-    images: list[Image], subject: str, session: str, key: bytes, acquisition: AcquisitionOf, ledger: _Ledger
-) -> None:
+def _study(images: list[Image], study: _Study, acquisition: AcquisitionOf, ledger: _Ledger) -> None:
     """Scans of one study into the ledger, and the rest of it with reasons."""
     original = _originals(images, ledger)
     found = _with_faulty(acquisitions(i for i in original if not i.fault[0]), [i for i in original if i.fault[0]])
@@ -162,8 +187,7 @@ def _study(
         ledger.ignore(copy, "G007", why)
     found = [own for own in found if not any(own is copy for copy, _ in dropped)]
     checked: list[tuple[list[Image], Checked]] = []
-    name = f"sub-{subject}_ses-{session}"
-    override = acquisition(owner(key, images[0].patient), subject, session)
+    override = acquisition(study.owner, study.subject, study.session)
     for own in found:
         if not _is_candidate(own):
             ledger.ignore(own, "F002", f"an image of another kind of scan ({own[0].other_kind}), without phase")
@@ -174,12 +198,12 @@ def _study(
             usable, notices = first_usable(partial(check, own), override)
             checked.append((own, replace(usable, notices=(*usable.notices, *notices))))
         except ChironError as error:
-            ledger.set_aside(name, error, own)
+            ledger.set_aside(error, own, study)
     for number, (used, result) in enumerate(checked, 1):
         run = str(number) if len(checked) > 1 else ""
-        scan = _scan(used, result, (subject, session, run), key, ledger)
+        scan = _scan(used, result, study, run, ledger)
         if any(scan.id == other.id for other in ledger.scans):  # repeats in one file
-            scan = replace(scan, id=internal_id(key, scan.id, *scan.identity))
+            scan = replace(scan, id=internal_id(study.key, scan.id, *scan.identity))
         ledger.scans.append(scan)
 
 
@@ -212,7 +236,7 @@ def _is_candidate(images: list[Image]) -> bool:
     return any(image.part != "magnitude" or not image.other_kind for image in images)
 
 
-def _scan(images: list[Image], checked: Checked, labels: tuple[str, str, str], key: bytes, ledger: _Ledger) -> Scan:
+def _scan(images: list[Image], checked: Checked, study: _Study, run: str, ledger: _Ledger) -> Scan:
     ledger.ignore(checked.spare, "G007", f"not needed beside {' and '.join(checked.volumes)}")
     used = sorted({i.file for echoes in checked.volumes.values() for volume in echoes for i in volume})
     place = {ordinal: index for index, ordinal in enumerate(used)}
@@ -224,8 +248,10 @@ def _scan(images: list[Image], checked: Checked, labels: tuple[str, str, str], k
     first = images[0]
     series = sorted({image.series for image in images})
     return Scan(
-        internal_id(key, first.patient, first.study, *series, min(image.sop for image in images)),
-        *labels,
+        internal_id(study.key, first.patient, first.study, *series, min(image.sop for image in images)),
+        study.subject,
+        study.session,
+        run,
         source="dicom",
         vendor=first.vendor,
         series=tuple(sorted({image.series_number for image in images if image.file in place})),
@@ -236,14 +262,10 @@ def _scan(images: list[Image], checked: Checked, labels: tuple[str, str, str], k
         volumes=volumes,
         **checked.field.facts(),
         shape=(first.columns, first.rows, len(volumes[0].files)),
-        owner=owner(key, first.patient),
-        identity=tuple(sorted({internal_id(key, "series", repr(repeat)) for repeat in {_repeat(i) for i in images}})),
+        owner=study.owner,
+        label_source=study.label_source,
+        identity=study.identity(images),
     )
-
-
-def owner(key: bytes, patient: str) -> str:
-    """Keyed hash of a patient's identity."""
-    return internal_id(key, "patient", patient)
 
 
 def _repeat(image: Image) -> tuple[object, ...]:

@@ -57,6 +57,7 @@ class Scan:
     entities: Entities = ()  # that a BIDS name has besides subject, session and run
     suffix: str = ""  # of a BIDS name
     owner: str = ""  # keyed hash of the person: a patient's identity, or a subject of one BIDS dataset
+    label_source: Literal["", "pseudonym", "table", "option", "dataset"] = ""  # where the subject's label comes from
     identity: tuple[str, ...] = ()  # keyed hashes that later files of this scan share with it, and no other scan
 
     @property
@@ -135,11 +136,13 @@ class SetAside:
     text: str
     files: int
     scan: str = ""  # the id of what could be told to be one scan
+    owner: str = ""  # as of a scan
+    identity: tuple[str, ...] = ()  # as of a scan
 
     @classmethod
     def of(cls, scan: Scan, error: ChironError) -> SetAside:
         """A scan that is not usable after all."""
-        return cls(scan.label, error.code, reason(error), len(scan.files), scan.id)
+        return cls(scan.label, error.code, reason(error), len(scan.files), scan.id, scan.owner, scan.identity)
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,16 @@ from pipeline.find import Scan, SetAside
 from pipeline.find.scan import UNKNOWN
 from pipeline.invert import chosen_methods
 from pipeline.ledger import NAME, Record, read, read_manifests, records_of, session_of, version_folder, versions
-from pipeline.lock import if_free
+from pipeline.lock import if_free, locked
 from pipeline.publish import manifest as ledger
 from pipeline.publish.dataset import cite, prepare, private
 from pipeline.publish.images import images
+from pipeline.publish.key import recorded
 from pipeline.publish.links import link_input
 from pipeline.publish.manifest import Damage, verify
 from pipeline.publish.sidecars import as_json
 from pipeline.publish.standing import already_published, stays
-from pipeline.publish.swap import keep, locked, put, recover
+from pipeline.publish.swap import keep, put, recover
 from pipeline.recipe import Job, recipe
 from pipeline.report import citations, write_report
 from pipeline.work import Result, disk_error
@@ -127,7 +128,7 @@ def _publish_results(job: Job, output: Path) -> Published:
     files = images(scan.label, folder, job.settings, methods, stages, link_input(output, scan))
     files[f"anat/{scan.label}_qc.json"] = as_json(quality)
     files[report] = write_report(job.work, scan.label, job.settings).encode()
-    own = _record(job, stages, None, quality["verdict"]["level"], files)
+    own = _record(job, output, stages, None, quality["verdict"]["level"], files)
     own["warnings"] += lost
     others = [r for r in before if r["label"] != scan.label]
     replaced = [r for r in before if r["label"] == scan.label]
@@ -163,7 +164,7 @@ def _publish_failure(job: Job, output: Path, failure: ChironError) -> Published:
         files[f"{label}_qsm.html"] = write_report(job.work, label, job.settings, failure).encode()
     except Exception as error:  # the record of the first failure must not be lost to a second one
         lost = [_warning("report", "R005", f"the report could not be made ({type(error).__name__})")]
-    own = _record(job, stages, failure, "do not use", files)
+    own = _record(job, output, stages, failure, "do not use", files)
     own["warnings"] += lost
     files[NAME] = as_json(ledger.manifest([own]))
     put(aside, final, files)
@@ -183,10 +184,16 @@ def _holds_numbers(inversion: Result) -> bool:
 
 
 def _record(
-    job: Job, stages: dict[str, Result], failure: ChironError | None, verdict: str, files: dict[str, bytes]
+    job: Job,
+    output: Path,
+    stages: dict[str, Result],
+    failure: ChironError | None,
+    verdict: str,
+    files: dict[str, bytes],
 ) -> Record:
     return {
         **ledger.record(job.scan, job.settings, chosen_methods(job.settings), stages, failure, job.override),
+        "key_fingerprint": recorded(output),
         "verdict": verdict,
         "citations": [paper.text for paper in citations({name: result.facts for name, result in stages.items()})],
         "files": ledger.files_entry(files),

@@ -10,8 +10,9 @@ from typing import Any
 
 import pipeline
 from pipeline.errors import ChironError
+from pipeline.lock import locked
 from pipeline.publish.sidecars import RESEARCH_USE, as_json
-from pipeline.publish.swap import locked, write_in_place
+from pipeline.publish.swap import write_in_place
 from pipeline.work import disk_error
 
 DESCRIPTION, IGNORE, CITATIONS = "dataset_description.json", ".bidsignore", "CITATION.md"

@@ -1,4 +1,7 @@
-"""The pseudonym key of an output folder: its fingerprint stands there, so that no patient gets a second pseudonym."""
+"""The pseudonym key of an output folder: its fingerprint stands there, so that no patient gets a second pseudonym.
+
+It stands in the private folder and in every manifest, which tell it where the private folder was deleted.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import ChironError
 from pipeline.identity import key_file, load_key, pseudonym
+from pipeline.ledger import read_manifests
 from pipeline.publish.dataset import private
 from pipeline.publish.swap import write
 from pipeline.work import disk_error
@@ -20,7 +24,7 @@ def key_of(output: Path, file: Path | None = None) -> bytes:
 
     X004 where the key is missing or is another one than that of the output, and what `load_key` raises.
     """
-    if _recorded(output) and not (file or key_file()).exists():
+    if not (file or key_file()).exists() and (recorded(output) or read_manifests(output)):
         raise ChironError("X004", "no pseudonym key, and results that were made with one", "the key file of OUTPUT")
     key = load_key(file)
     check_key(output, key)
@@ -29,13 +33,14 @@ def key_of(output: Path, file: Path | None = None) -> bytes:
 
 def check_key(output: Path, key: bytes) -> None:
     """X004 where results in `output` were made with another key."""
-    recorded = _recorded(output)
-    if recorded and recorded != fingerprint(key):
-        raise ChironError("X004", f"a key with the fingerprint {fingerprint(key)}", f"the one with {recorded}")
+    known = recorded(output)
+    if known and known != fingerprint(key):
+        raise ChironError("X004", f"a key with the fingerprint {fingerprint(key)}", f"the one with {known}")
 
 
 def record_key(output: Path, key: bytes) -> None:
     """Record the fingerprint in `output`, which is prepared, unless one stands there. X004 where that is another."""
+    check_key(output, key)
     aside = private(output) / f".{NAME}.{secrets.token_hex(8)}"
     try:
         write(aside, fingerprint(key).encode())
@@ -53,12 +58,12 @@ def fingerprint(key: bytes) -> str:
     return pseudonym(key, "fingerprint", length=16)
 
 
-def _recorded(output: Path) -> str:
+def recorded(output: Path) -> str:
     """The fingerprint that stands in `output`; empty where none was recorded. X004 where it cannot be read."""
     try:
         text = (private(output) / NAME).read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
-        return ""
+        return next((str(key) for r in read_manifests(output) if (key := r.get("key_fingerprint"))), "")
     except (OSError, ValueError):
         text = ""
     if not text:

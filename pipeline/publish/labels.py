@@ -18,12 +18,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipeline.entities import split
+from pipeline.entities import label_of, split
 from pipeline.errors import ChironError
 from pipeline.find import Export, Scan, SetAside
 from pipeline.ledger import Record, read_manifests, records_of, records_of_subject
+from pipeline.lock import locked
 from pipeline.publish.dataset import private
-from pipeline.publish.swap import locked, write_in_place
+from pipeline.publish.swap import write_in_place
 from pipeline.recipe import Job
 
 FOLDER = "labels"
@@ -47,8 +48,16 @@ class Subject:
     owners: list[str] = field(default_factory=list)  # keyed hashes of the person; none for an earlier version
     entries: dict[str, Entry] = field(default_factory=dict)  # by label, in small letters: many disks know no others
 
+    def own(self, owner: str) -> None:
+        if owner and owner not in self.owners:
+            self.owners.append(owner)
+
     def of_session(self, session: str) -> list[str]:
         return [entry.label for entry in self.entries.values() if split(entry.label)[1] == session]
+
+    def next_run(self, session: str) -> str:
+        runs = [int(run) for label in self.of_session(session) if (run := split(label)[2] or "1").isdigit()]
+        return str(max(runs, default=0) + 1)
 
     def add(self, label: str, scan: str, identity: Iterable[str] = (), suffix: str = "") -> Entry:
         before = self.entries.get(label.lower(), Entry(label, scan))
@@ -99,6 +108,14 @@ class Register:
         subject = self.subject(label) if isinstance(label, str) else None
         return subject if subject and owner in subject.owners else None
 
+    def person_of(self, scans: Iterable[Scan]) -> Subject | None:
+        """The subject of these scans, all of one person; of results of an earlier version, the scans' ids tell."""
+        for scan in scans:
+            label = (_json(self.folder / f"scan-{scan.id}.json") or {}).get("subject")
+            if person := self.subject_of(scan.owner) or (self.subject(label) if isinstance(label, str) else None):
+                return person
+        return None
+
     def files_of(self, entry: Entry) -> set[Path]:
         """Where the files of a scan were when it was last planned."""
         try:
@@ -138,6 +155,8 @@ class Register:
             self._write(f"sub-{name}.json", subject.json())
             for owner in subject.owners:
                 self._write(f"owner-{owner}.json", {"subject": subject.label})
+            for entry in subject.entries.values() if not subject.owners else ():
+                self._write(f"scan-{entry.scan}.json", {"subject": subject.label})
 
     def _put(self, record: Record) -> None:
         """Note what a manifest or a job tells, unless the label is known to be another scan's."""
@@ -145,8 +164,7 @@ class Register:
         known, owner = subject.entries.get(record["label"].lower()), record.get("owner")
         if "scan" in record and (known is None or known.scan == record["scan"]):
             subject.add(record["label"], record["scan"], record.get("identity") or (), record.get("suffix") or "")
-            if owner and owner not in subject.owners:
-                subject.owners.append(owner)
+            subject.own(owner or "")
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         write_in_place(self.folder / name, json.dumps(content).encode(), private(self.output))
@@ -163,23 +181,36 @@ def register(output: Path) -> Iterator[Register]:
         labels.save()
 
 
-def settled(export: Export, labels: Register, explicit: bool = False) -> Export:
-    """The export with its scans under their own labels; those whose label another has are set aside."""
-    scans, aside = settle(export.scans, labels, explicit)
-    return replace(export, scans=tuple(scans), set_aside=(*export.set_aside, *aside))
+def settled(export: Export, labels: Register) -> Export:
+    """The export with every scan under its label and the id that it has here; those whose label another has are set
+    aside. What was set aside before has the label of its scan, or of its person, where these are known."""
+    scans, aside = _settle(export.scans, labels)
+    subjects = {scan.owner: labels.subject(scan.subject) for scan in scans}
+    known = [_named(each, subjects.get(each.owner) or labels.subject_of(each.owner)) for each in export.set_aside]
+    return replace(export, scans=tuple(scans), set_aside=(*known, *aside))
 
 
-def settle(scans: Sequence[Scan], labels: Register, explicit: bool = False) -> tuple[list[Scan], list[SetAside]]:
-    """The scans, each under its label and the id that it has here, and those whose label another has.
+def _named(aside: SetAside, person: Subject | None) -> SetAside:
+    """What was set aside, under a label that is no other scan's; it takes none."""
+    if person is None:
+        return aside
+    entries = [entry for entry in person.entries.values() if set(entry.identity) & set(aside.identity)]
+    if len(entries) == 1:
+        return replace(aside, label=entries[0].label, scan=entries[0].scan)
+    _, session, run, entities = split(aside.label)
+    label = label_of(person.label, session, run, entities)
+    if label.lower() in person.entries and not entities and not run:
+        label = label_of(person.label, session, person.next_run(session))
+    return replace(aside, label=label)
 
-    `explicit`: the subject's label is one that a person gave for this export.
-    """
+
+def _settle(scans: Sequence[Scan], labels: Register) -> tuple[list[Scan], list[SetAside]]:
     settled: dict[int, Scan] = {}
     aside: list[SetAside] = []
     groups: dict[tuple[str, str], list[int]] = {}
     for place, scan in enumerate(scans):
         groups.setdefault((scan.owner, scan.subject), []).append(place)
-    new = {key for key in groups if labels.subject_of(key[0]) is None}
+    new = {key for key, places in groups.items() if labels.person_of([scans[place] for place in places]) is None}
     claims = Counter(subject.lower() for _, subject in new if not labels.subject(subject).entries)
     for (owner, subject), places in groups.items():
         mine = [scans[place] for place in places]
@@ -187,7 +218,7 @@ def settle(scans: Sequence[Scan], labels: Register, explicit: bool = False) -> t
             _refuse_other_images(labels, mine)
             if (owner, subject) in new and claims[subject.lower()] > 1:
                 raise _taken(subject, "several people of this export")
-            person = _person(labels, mine, explicit)
+            person = _person(labels, mine)
         except ChironError as error:
             aside += [SetAside.of(scan, error) for scan in mine]
             continue
@@ -219,23 +250,21 @@ def _images(scan: Scan) -> set[str]:
         return set()
 
 
-def _person(labels: Register, scans: list[Scan], explicit: bool) -> Subject:
+def _person(labels: Register, scans: list[Scan]) -> Subject:
     """The subject whose scans these are; G009 where the label is another's."""
-    owner, label = scans[0].owner, scans[0].subject
-    known = labels.subject_of(owner)
+    owner, label, source = scans[0].owner, scans[0].subject, scans[0].label_source
+    known = labels.person_of(scans)
     if known:
-        if explicit and known.label.lower() != label.lower():
+        if source == "option" and known.label.lower() != label.lower():
             fault = f"a label for someone who has the label sub-{known.label} in this output folder"
             raise ChironError("G009", fault, f"sub-{known.label}", "Leave out --subject, or use another output folder.")
+        known.own(owner)
         return known
     subject = labels.subject(label)
-    if owner and owner in subject.owners:
-        return subject
-    another = bool(subject.owners) or (bool(subject.entries) and (explicit or scans[0].source == "bids"))
-    if owner and another and not _same_person(labels, subject, scans):
+    given = bool(subject.owners or (subject.entries and source != "pseudonym"))  # a pseudonym is of one patient
+    if owner and owner not in subject.owners and given and not _same_person(labels, subject, scans):
         raise _taken(label, "another person, or a subject of another dataset")
-    if owner:
-        subject.owners.append(owner)
+    subject.own(owner)
     return subject
 
 
@@ -245,7 +274,9 @@ def _taken(subject: str, who: str) -> ChironError:
 
 def _same_person(labels: Register, subject: Subject, scans: list[Scan]) -> bool:
     """Whether a scan has the very content, or files, of one that has a label: a dataset that was moved, or looked at by
-    an earlier version, which did not tell whose a label is."""
+    an earlier version, which did not tell whose a label is. Not where another has the label of one and other images."""
+    if any(_is_another(labels, subject, scan) for scan in scans):
+        return False
     for entry in subject.entries.values():
         for scan in scans:
             if scan.id == entry.scan or _holds_same(labels, entry, scan):
@@ -254,15 +285,20 @@ def _same_person(labels: Register, subject: Subject, scans: list[Scan]) -> bool:
     return not subject.owners and any(_home(path) in homes for scan in scans for path in scan.files)
 
 
+def _is_another(labels: Register, subject: Subject, scan: Scan) -> bool:
+    """Whether a result of this label was made from none of the images of the scan."""
+    entry = subject.entries.get(scan.label.lower())
+    images = labels.images_of(entry.label) if entry and scan.source == "bids" and entry.scan != scan.id else set()
+    return bool(images) and not images & _images(scan)
+
+
 def _home(path: Path) -> Path:
     """The outermost folder of a subject, else the folder of a file."""
     return next((parent for parent in reversed(path.parents) if parent.name.startswith("sub-")), path.parent)
 
 
 def _holds_same(labels: Register, entry: Entry, scan: Scan) -> bool:
-    """Whether a scan that would have this label has the content that was published under it."""
-    if scan.label.lower() != entry.label.lower():
-        return False
+    """Whether a scan has the content that was published under this label, whatever it is called now."""
     digests = labels.digests_of(entry.label)
     try:
         return bool(digests) and scan.content_digest() in digests
@@ -322,8 +358,7 @@ def _free_label(person: Subject, scan: Scan, session_known: bool) -> str:
         return next((label for label in claims if label.lower() not in person.entries), "")
     if not session_known and scan.label.lower() not in person.entries:
         return scan.label
-    runs = [int(run) for label in person.of_session(scan.session) if (run := split(label)[2] or "1").isdigit()]
-    return replace(scan, run=str(max(runs, default=0) + 1)).label
+    return replace(scan, run=person.next_run(scan.session)).label
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -78,6 +78,7 @@ def aside_record(found: SetAside) -> Record:
     return {
         "label": found.label,
         **({"scan": found.scan} if found.scan else {}),
+        "identity": list(found.identity),
         "state": "set aside",
         "input_files": found.files,
         "methods": [],

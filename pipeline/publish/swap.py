@@ -10,13 +10,9 @@ import errno
 import os
 import secrets
 import shutil
-import time
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
-from pipeline.errors import ChironError
-from pipeline.lock import still_at, try_lock
 from pipeline.work import flush
 
 AT_FDCWD = -100  # "relative to the working directory" of the *at system calls
@@ -101,21 +97,6 @@ def write_in_place(path: Path, content: bytes, scratch: Path) -> None:
     finally:
         aside.unlink(missing_ok=True)
     flush(path.parent)
-
-
-@contextmanager
-def locked(file: Path, wait_s: float = 120) -> Iterator[None]:
-    """Hold an exclusive lock on `file`; R006 where another process holds it for longer than `wait_s`."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    deadline = time.monotonic() + wait_s
-    while True:
-        with file.open("a") as stream:
-            if try_lock(stream.fileno()) and still_at(stream.fileno(), file):
-                yield  # closing the file releases the lock, as does the end of the process
-                return
-        if time.monotonic() > deadline:
-            raise ChironError("R006", "the scan is being published by another run", "one at a time")
-        time.sleep(0.05)
 
 
 def _carry(old: Path, new: Path, wanted: Callable[[str], bool]) -> None:
