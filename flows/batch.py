@@ -16,12 +16,13 @@ import torch
 
 from flows.claim import planning
 from flows.crew import Crew, Terms, terms_for
-from flows.engine import INTERRUPTED, Watchdog, abort, orchestrator
+from flows.engine import INTERRUPTED, Watchdog, abort, connect
 from flows.keep import Planned, overrides_for, planned, remember, what_stands
 from flows.night import Page
 from flows.night.summary import NAME as PAGE
 from flows.watch import Silent, Watcher
 from pipeline.device import pick_device
+from pipeline.disk import try_write
 from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import Export, Scan, SetAside, find
 from pipeline.find.listing import check_readable
@@ -41,6 +42,7 @@ from pipeline.work import disk_error
 State = Literal["published", "already published", "failed", "set aside"]
 
 STOP_WITHIN_S = 25.0  # of an interrupt
+LEAST_ROOM_BYTES = 8 * 2**20
 INTERNAL, ALL_FAILED, SOME_FAILED, NOTHING_DONE, RED_QC = 1, 12, 10, 11, 19
 
 
@@ -74,7 +76,7 @@ class Batch:
     aside: tuple[SetAside, ...] = ()
     terms: Terms = field(default_factory=Terms)
 
-    prefect_lost: bool = False  # scans were then done without it
+    prefect_lost: bool = False  # the server that was reported to; scans were then done without it
     card_s: float = 0.0  # that cards were held for work
     wall_s: float = 0.0
 
@@ -198,19 +200,25 @@ def _keeps(output: Path, job: Planned, settings: Settings) -> Outcome:
 
 
 def work(batch: Batch, jobs: Iterable[Job]) -> None:
-    """Do the jobs, which are saved, and finish the batch. R007 where Prefect cannot be reached at the start."""
+    """Do the jobs, which are saved, and finish the batch.
+
+    Where PREFECT_API_URL names a Prefect server, each scan is a flow run there; R007 where it cannot be reached at the
+    start. Without one nothing of Prefect is started. S001 or S002 where the output has no room for any result.
+    """
     todo = list(jobs)
     if todo:
+        try_write(private(batch.output), LEAST_ROOM_BYTES)
         batch.on_work(len(todo))
         page = Page(batch.output)
         started, terms = time.monotonic(), replace(batch.terms, workers=as_fits(batch.terms, todo))
         with _signals(batch.on_stop), Crew(batch.output, terms, lambda job: _watch(batch, job)) as crew:
-            with orchestrator(batch.output / ".chiron" / "prefect", meanwhile=lambda: crew.start(len(todo))):
-                for end in crew.work(todo):
-                    batch.card_s += end.card_s
-                    page.renew()
-                    batch.add(_outcome(batch.output, end.job.scan, end.how, end.code, end.text))
-            batch.prefect_lost = not crew.prefect
+            crew.start(len(todo))
+            connect()
+            for end in crew.work(todo):
+                batch.card_s += end.card_s
+                page.renew()
+                batch.add(_outcome(batch.output, end.job.scan, end.how, end.code, end.text))
+            batch.prefect_lost = crew.prefect_lost
         batch.wall_s = time.monotonic() - started
     batch.finish()
 
@@ -261,7 +269,10 @@ def _in_ledger(output: Path, scan: Scan, state: State) -> Outcome:
 
 @contextmanager
 def _signals(on_stop: Callable[[], None]) -> Iterator[None]:
-    """The first interrupt or termination stops the work and ends the process in time; the second ends it at once."""
+    """The first interrupt or termination stops the work and ends the process in time; the second ends it at once.
+
+    After a first one that stays so: whatever the process still does is its end.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         if armed:
@@ -277,5 +288,5 @@ def _signals(on_stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         watchdog.disarm()
-        for number, handler in before.items():
+        for number, handler in before.items() if not armed else ():
             signal.signal(number, handler)

@@ -164,10 +164,10 @@ def _room(output: Path) -> Check:
 
 
 def _prefect() -> Check:
-    from flows.engine import orchestrator
+    from flows.engine import trial_server
 
     try:
-        with tempfile.TemporaryDirectory() as home, orchestrator(Path(home)):
+        with tempfile.TemporaryDirectory() as home, trial_server(Path(home)):
             return Check("Prefect", "ok", "answers")
     except ChironError as error:
         return Check("Prefect", "fail", error.found, error.todo, error.fault.exit)

@@ -1,6 +1,6 @@
-"""A folder for Prefect's state -> Prefect ready to run flows: quiet, offline, and never in the way of an exit.
+"""The environment -> Prefect's API, where one is named, ready to be told of runs; and exits that nothing holds up.
 
-Prefect reads its settings when it is imported, so nothing here imports it, and `orchestrator` must be entered first.
+Prefect reads its settings when it is imported, so nothing here imports it, and `connect` must be called before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import IO
 from pipeline import child
 from pipeline.disk import disk_error, try_write
 from pipeline.errors import ChironError
-from pipeline.lock import try_lock
 
 STARTUP_S = 120.0  # the embedded server creates its database on the first start
 REMOTE_S = 30.0
@@ -30,6 +29,8 @@ STOP_S = 5.0
 DATABASE_BYTES = 8 * 2**20  # of a new server: its database and the journal of it
 INTERRUPTED = 130  # exit code
 
+_LAST_WORDS: list[str] = []
+ECHO_OFF = "\r\x1b[K"  # wipes the echo of a key (^C) below the last line
 BEFORE_LEAVING: list[Callable[[], None]] = []  # what `leave` must still do: give a terminal back, say
 
 QUIET = {
@@ -48,24 +49,17 @@ QUIET = {
 }
 
 
-@contextmanager
-def orchestrator(
-    home: Path, meanwhile: Callable[[], None] = lambda: None, start_within_s: float = STARTUP_S
-) -> Iterator[None]:
-    """Prefect's API while the context lasts: the one at PREFECT_API_URL, or an embedded one with its state in `home`.
+def is_reported() -> bool:
+    """Whether there is a Prefect server that runs are reported to: the one at PREFECT_API_URL."""
+    return bool(os.environ.get("PREFECT_API_URL"))
 
-    `meanwhile` is called once the API's address is known, while it starts. R007 where it does not answer in time, or
-    where another process holds the start lock of `home` for `start_within_s`.
-    """
+
+def connect() -> None:
+    """Return once the Prefect server at PREFECT_API_URL, where one is named, answers; R007 where it does not."""
     quiet()
-    if url := os.environ.get("PREFECT_API_URL"):
+    if is_reported():
         reread()
-        wait_for(url, REMOTE_S)
-        meanwhile()
-        yield
-        return
-    with _embedded(home, meanwhile, start_within_s):
-        yield
+        wait_for(os.environ["PREFECT_API_URL"], REMOTE_S)
 
 
 def quiet() -> None:
@@ -137,7 +131,7 @@ class Watchdog:
 
 def leave(code: int, word: str = "") -> None:
     """Exit now, without the threads and exit hooks that wait for a server; an embedded one notices and ends itself."""
-    for do in (*BEFORE_LEAVING, sys.stdout.flush, lambda: _last(word), sys.stderr.flush):
+    for do in (*BEFORE_LEAVING, sys.stdout.flush, lambda: last_word(word, sys.__stderr__), sys.stderr.flush):
         with suppress(OSError, ValueError, RuntimeError):
             do()
     os._exit(code)
@@ -149,9 +143,20 @@ def abort(word: str) -> None:
     leave(INTERRUPTED, word)
 
 
-def _last(word: str) -> None:
-    if word and sys.__stderr__:
-        print_line(word, sys.__stderr__)
+def last_word(text: str, stream: IO[str] | None = None) -> None:
+    """Print the line that a command ends with on standard error, unless another such line stands there."""
+    stream = stream or sys.stderr
+    with suppress(RuntimeError):  # in a signal's handler, which interrupted the printing of another line
+        if text and not _LAST_WORDS:
+            _LAST_WORDS.append(text)
+            print_line(text, stream)
+        elif text and stream.isatty():
+            stream.write(ECHO_OFF)
+
+
+def begin() -> None:
+    """No last word has been said: a command begins."""
+    _LAST_WORDS.clear()
 
 
 def print_line(text: str, stream: IO[str]) -> None:
@@ -161,8 +166,13 @@ def print_line(text: str, stream: IO[str]) -> None:
 
 
 @contextmanager
-def _embedded(home: Path, meanwhile: Callable[[], None], start_within_s: float) -> Iterator[None]:
-    """A server on a free port of the loopback, for this process alone: it asks for a password made up for it."""
+def trial_server(home: Path, start_within_s: float = STARTUP_S) -> Iterator[subprocess.Popen[bytes]]:
+    """Prefect's server while the context lasts, with its state in `home`, on a free port of the loopback.
+
+    It is for this process and those that it starts: it asks for a password made up for it. R007 where it does not
+    answer in time, S001 or S002 where it cannot write.
+    """
+    quiet()
     check_room(home)
     os.environ.setdefault("PREFECT_HOME", str(home))
     password = f"chiron:{secrets.token_hex(16)}"
@@ -177,13 +187,11 @@ def _embedded(home: Path, meanwhile: Callable[[], None], start_within_s: float) 
         reread()
         try:
             with ExitStack() as stack:
-                with _alone(home / "server.lock", start_within_s):  # two servers must not create one database
-                    server = _start(listener)
-                    stack.callback(_stop, server)
-                    meanwhile()
-                    with or_no_room(home):
-                        wait_for(url, start_within_s, lambda: server.poll() is None)
-                yield
+                server = _start(listener)
+                stack.callback(_stop, server)
+                with or_no_room(home):
+                    wait_for(url, start_within_s, lambda: server.poll() is None)
+                yield server
         finally:
             for name in mine:
                 os.environ.pop(name, None)
@@ -211,15 +219,3 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-
-
-@contextmanager
-def _alone(file: Path, wait_s: float) -> Iterator[None]:
-    """Hold an exclusive lock on `file`; R007 where another process holds it for too long."""
-    deadline = time.monotonic() + wait_s
-    with file.open("a") as stream:
-        while not try_lock(stream.fileno()):
-            if time.monotonic() > deadline:
-                raise ChironError("R007", "another run's Prefect that does not start", "one that starts")
-            time.sleep(0.1)
-        yield

@@ -1,7 +1,6 @@
-"""A job in the output's private folder -> its stages done and its result published: one scan as a Prefect flow.
+"""A job in the output's private folder -> its stages done and its result published.
 
-Prefect sees the job's id, a pseudonym and names of stages. Arrays, paths and identities stay in files; an exception
-that reaches it is a coded sentence, and what lies behind it stays in the job's private folder.
+An exception that leaves is a coded sentence, and what lies behind it stays in the job's private folder.
 """
 
 from __future__ import annotations
@@ -9,15 +8,11 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 import torch
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.site import OUTPUT_VARIABLE
 from flows.watch import Silent, Watcher
@@ -27,27 +22,20 @@ from pipeline.recipe import Job, recipe, run_stage
 from pipeline.recipe.job import TRACE
 from pipeline.work import disk_error
 
-Step = Callable[[str, str], str]
-
 watcher: ContextVar[Watcher] = ContextVar("watcher", default=Silent())  # noqa: B039  it has no state
 
 
-@flow(name="scan", flow_run_name="{label}", persist_result=False, validate_parameters=False)
-def scan(job: str, label: str) -> str:
+def reconstruct(job: str, label: str) -> str:
     """Take the scan of `job` from its export to a published result; returns the verdict.
 
     A stage that is proven done is not done again. Where one fails, why is published in place of the result, and the
     ChironError is raised.
     """
-    return _go(job, lambda job, name: step.with_options(name=name)(job, name), publish)
+    return in_steps(job, step, publish)
 
 
-def scan_alone(job: str, label: str) -> str:
-    """The same without Prefect, for where that is lost: no result waits for a scheduler."""
-    return _go(job, step.fn, publish.fn)
-
-
-def _go(job: str, step: Step, publish: Callable[..., str]) -> str:
+def in_steps(job: str, step: Callable[[str, str], str], publish: Callable[..., str]) -> str:
+    """The same, with each stage done by `step` and the result or the failure published by `publish`."""
     try:
         for stage in recipe(open_job(job).settings):
             step(job, stage.name)
@@ -58,7 +46,6 @@ def _go(job: str, step: Step, publish: Callable[..., str]) -> str:
         raise
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
 def step(job: str, name: str) -> str:
     """Run one stage of a job; returns the digest of what it made."""
     this, watch = open_job(job), watcher.get()
@@ -71,7 +58,6 @@ def step(job: str, name: str) -> str:
         watch.ended(stage.name)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
 def publish(job: str, failure: ChironError | None = None) -> str:
     """Publish a job's result, or with `failure` why there is none; returns the verdict."""
     this, watch = open_job(job), watcher.get()
@@ -81,11 +67,6 @@ def publish(job: str, failure: ChironError | None = None) -> str:
             return publish_result(this, output_folder(), failure).verdict
     finally:
         watch.ended("publish")
-
-
-def without_heartbeat() -> AbstractContextManager[Any]:
-    """Run scans without one: it takes up to a second to end, and a scan's lock tells that it is worked on."""
-    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 
 def output_folder() -> Path:

@@ -9,6 +9,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PREFECT_API_URL", None)  # nothing is reported to a server of whoever runs the tests
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Stages that take no time in place of the true ones, for tests of what goes on around them.
 
 Variables make them take some: CHIRON_TEST_HANG seconds for unwrapping, CHIRON_TEST_CORES for reading, CHIRON_TEST_CARD
-for the field, which is then thought to be computed on a GPU.
+for the field, which is then thought to be computed on a GPU. With CHIRON_TEST_DEAF no interrupt ends the unwrapping.
 
 Run as a script, this file is the command `chiron`, or with the word `worker` one of its workers, with these stages.
 """
@@ -82,6 +82,8 @@ def _unwrap(inputs: Inputs) -> Made:
         os.kill(os.getpid(), signal.SIGKILL)
     if "die" in said:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "CHIRON_TEST_DEAF" in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     time.sleep(3600 if "hang" in said else float(os.environ.get("CHIRON_TEST_HANG", 0)))
     echoes = torch.ones(2, *SHAPE)
     return Made({"unwrapped_rad": echoes, "offset_rad": echoes[0]})

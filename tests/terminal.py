@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -36,6 +37,12 @@ class Display(pyte.HistoryScreen):
             super().draw(character)
 
 
+def _at_home_on(terminal: int) -> None:
+    """Make it the process' own; its Ctrl-C is heeded, though whoever runs the tests in the background may heed none."""
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A process whose standard streams, but for those that are given as files, are one pseudo-terminal."""
 
@@ -62,7 +69,7 @@ class Terminal:
             env={"TERM": "xterm-256color", **environment},
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
+            preexec_fn=lambda: _at_home_on(slave),
         )
         os.close(slave)
 

@@ -104,7 +104,7 @@ def test_a_card_does_not_idle_while_one_scan_computes_and_the_next_is_read(
     monkeypatch.setattr(flows.crew, "Worker", flows.crew.process.Worker)
     (tmp_path / "in").mkdir()
     stand_in.export(tmp_path / "in", **{f"n{i}": "" for i in range(8)})
-    batch = Batch(tmp_path / "out", terms=Terms(workers, prefect=False))
+    batch = Batch(tmp_path / "out", terms=Terms(workers))
     run(batch, tmp_path / "in", stand_in.SETTINGS, stand_in.KEY)
     assert [outcome.state for outcome in batch.outcomes] == ["published"] * 8
     begun = (tmp_path / "out" / ".chiron" / "stages.txt").read_text().split("\n")

@@ -18,9 +18,10 @@ import flows.demo
 import flows.engine
 from flows import cli
 from flows.cli import execute
-from flows.engine import orchestrator
+from flows.engine import trial_server
 from flows.serve import served
 from flows.site import Site
+from pipeline.convert import dcm2niix
 from pipeline.disk import disk_error, try_write
 from pipeline.errors import ChironError
 from pipeline.publish import prepare
@@ -55,33 +56,30 @@ def test_a_trial_leaves_no_trace_and_tells_what_the_disk_says(tmp_path: Path, mo
 
 
 def test_prefect_is_not_started_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setattr(flows.engine, "_start", lambda listener: pytest.fail("a server was started"))
     monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
-    with pytest.raises(ChironError, match="S001"), orchestrator(tmp_path / "prefect"):
+    with pytest.raises(ChironError, match="S001"), trial_server(tmp_path / "prefect"):
         pass
 
 
 class Dead:
-    """A server that has ended."""
+    """A server that has ended, as it does on a disk that it has filled."""
 
     def poll(self) -> int:
+        os.fsync = refuse(errno.ENOSPC)
         return 1
 
 
 def test_a_server_that_a_full_disk_ends_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.setattr(flows.engine, "_start", lambda listener: Dead())
     monkeypatch.setattr(flows.engine, "_stop", lambda server: None)
-
-    def filling() -> None:
-        monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
-
-    with pytest.raises(ChironError, match="S001"), orchestrator(tmp_path / "prefect", filling):
+    monkeypatch.setattr(os, "fsync", os.fsync)  # to be put back in the end
+    with pytest.raises(ChironError, match="S001"), trial_server(tmp_path / "prefect"):
         pass
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    with pytest.raises(ChironError, match="R007"), orchestrator(tmp_path / "prefect"):
+    monkeypatch.setattr(Dead, "poll", lambda self: 1)
+    with pytest.raises(ChironError, match="R007"), trial_server(tmp_path / "prefect"):
         pass
 
 
@@ -161,12 +159,25 @@ def test_a_run_on_a_disk_that_is_full_ends_at_once(
     size: str, small_disk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CHIRON_KEY_FILE", str(tmp_path / "key"))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(flows.engine, "_start", lambda listener: pytest.fail("a server was started"))
     write(tmp_path / "export")
     output = small_disk(size) / "out"
     assert execute(["run", str(tmp_path / "export"), str(output), "--method", "tkd", "--device", "cpu"]) == 14
     assert "S001" in capsys.readouterr().err
+
+
+def test_a_conversion_that_finds_no_room_is_no_fault_of_the_images(
+    small_disk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write(tmp_path / "export")
+    disk = small_disk("256k")
+    for folder in (disk / "work" / "in", disk / "work" / "out"):
+        folder.mkdir(parents=True)
+    with pytest.raises(OSError, match="No space"), (disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 4096)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)  # they stand already
+    with pytest.raises(ChironError, match="S001"):
+        dcm2niix.run(files, disk / "work")
 
 
 def test_a_key_on_a_disk_that_is_full(

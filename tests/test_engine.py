@@ -1,4 +1,4 @@
-"""The embedded Prefect where it cannot start: a coded error, in time, and nothing left of it."""
+"""Prefect's server where it cannot start: a coded error, in time, and nothing left of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 import flows.engine
-from flows.engine import orchestrator
+from flows.engine import trial_server
 from pipeline.child import program
 from pipeline.errors import ChironError
-from pipeline.lock import try_lock
 
 
 @pytest.fixture(autouse=True)
@@ -26,17 +25,15 @@ def _alone() -> Iterator[None]:
     os.environ.update(before)
 
 
-def test_a_start_lock_that_is_held_is_named(tmp_path: Path) -> None:
-    with (tmp_path / "server.lock").open("a") as other:
-        assert try_lock(other.fileno())
-        with pytest.raises(ChironError) as caught, orchestrator(tmp_path, start_within_s=0.2):
-            pass
-    assert (caught.value.code, caught.value.fault.exit) == ("R007", 18)
-    assert "start" in caught.value.found and "PREFECT_API_URL" not in os.environ
-
-
 def test_a_server_that_dies_at_its_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows.engine.child, "python", lambda *words: program("/bin/false"))
-    with pytest.raises(ChironError) as caught, orchestrator(tmp_path):
+    with pytest.raises(ChironError) as caught, trial_server(tmp_path):
         pass
-    assert caught.value.code == "R007" and "PREFECT_API_URL" not in os.environ
+    assert (caught.value.code, caught.value.fault.exit) == ("R007", 18) and "PREFECT_API_URL" not in os.environ
+
+
+def test_a_server_that_does_not_answer_in_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows.engine.child, "python", lambda *words: program("/bin/sleep", "60"))
+    with pytest.raises(ChironError, match="R007"), trial_server(tmp_path, start_within_s=0.3):
+        pass
+    assert "PREFECT_API_URL" not in os.environ

@@ -1,4 +1,4 @@
-"""Scans through Prefect with stages that take no time: isolation, continuation, locks, privacy, bounded waiting."""
+"""Runs with stages that take no time: isolation, continuation, locks, privacy, and what a Prefect server is told."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import flows.engine
 from flows.batch import Batch, Outcome, apart, run
 from flows.claim import claimed, is_claimed
 from flows.crew import Terms
-from flows.engine import Watchdog, orchestrator
+from flows.engine import Watchdog, connect, trial_server
 from pipeline.errors import ChironError
 from pipeline.find import Export
 from pipeline.publish import read_manifests
@@ -32,12 +32,18 @@ from pipeline.recipe import Job
 from pipeline.settings import load
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One server for all flows of this file; its state lies where the tests look for what must not be in it."""
-    home = tmp_path_factory.mktemp("prefect")
-    with orchestrator(home):
-        yield home
+@pytest.fixture(autouse=True, scope="module")
+def _workers() -> Iterator[None]:
+    yield
+    dismiss_all()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Path]:
+    """The state of a Prefect server that runs are reported to, where the tests look for what must not be in it."""
+    dismiss_all()  # their environment names none
+    with trial_server(tmp_path / "prefect"):
+        yield tmp_path / "prefect"
         dismiss_all()
 
 
@@ -101,7 +107,7 @@ def test_what_is_published_is_not_done_again(source: Path, tmp_path: Path) -> No
 def test_the_work_folder_is_private_and_goes_with_success(source: Path, tmp_path: Path) -> None:
     outcomes(export(source, a="", b="fail"), tmp_path / "out")
     done, failed = (tmp_path / "out" / ".chiron" / "work" / scan_of(source / f"{SENTINEL}-{n}").id for n in "ab")
-    assert {path.name for path in done.iterdir()} == {"job.json", "lock"}
+    assert {path.name for path in done.iterdir()} == {"job.json", "lock", "plan.lock"}
     assert {"convert", "mask", "trace.txt"} - {path.name for path in failed.iterdir()} == {"trace.txt"}
     assert done.stat().st_mode & 0o77 == failed.stat().st_mode & 0o77 == 0
     outcomes(export(source, a=""), tmp_path / "kept", keep_work=True)
@@ -183,16 +189,22 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_done(source:
 
 
 def test_nothing_that_identifies_reaches_prefect_or_the_output(
-    source: Path, tmp_path: Path, _server: Path, capfd: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, server: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    outcomes(export(source, a="", b="surprise"), tmp_path / "out")
+    found, _ = outcomes(export(source, a="", b="surprise"), tmp_path / "out")
+    assert (found["sub-a"].state, found["sub-b"].code) == ("published", "R005")
     trace = next((tmp_path / "out" / ".chiron" / "work").rglob("trace.txt"))
     assert SENTINEL in trace.read_text()  # so it was there to leak
     deadline = time.monotonic() + 10
-    while ("Failed",) not in _task_runs(_server) and time.monotonic() < deadline:
+    while ("Failed",) not in _task_runs(server) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert ("Failed",) in _task_runs(_server) and ("Completed",) in _task_runs(_server)
-    for file in _server.rglob("*"):
+    assert ("Failed",) in _task_runs(server) and ("Completed",) in _task_runs(server)
+    with sqlite3.connect(f"file:{server / 'prefect.db'}?mode=ro", uri=True) as database:
+        runs = dict(database.execute("select name, parameters from flow_run").fetchall())
+    assert {name: json.loads(parameters) for name, parameters in runs.items()} == {
+        f"sub-{name}": {"job": scan_of(source / f"{SENTINEL}-{name}").id, "label": f"sub-{name}"} for name in "ab"
+    }
+    for file in server.rglob("*"):
         assert not file.is_file() or SENTINEL.encode() not in file.read_bytes(), file.name
     public = {name: content for name, content in tree(tmp_path / "out").items() if not name.startswith(".chiron/work")}
     assert not [name for name, content in public.items() if SENTINEL.encode() in content]
@@ -204,15 +216,16 @@ def _task_runs(home: Path) -> list[tuple[str]]:
         return database.execute("select state_name from task_run").fetchall()
 
 
-def test_a_killed_run_continues_and_ends_as_if_nothing_had_been(source: Path, tmp_path: Path, _server: Path) -> None:
+def test_a_killed_run_continues_and_ends_as_if_nothing_had_been(source: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(KEY)
     key.chmod(0o600)
-    environment = own_server(_server) | {"CHIRON_KEY_FILE": str(key)}
+    environment = dict(os.environ) | {"CHIRON_KEY_FILE": str(key)}
     with hanging(export(source, a=""), tmp_path / "out", environment) as process:
-        started = _children(process.pid)  # a server and a worker
+        started = _children(process.pid)
+        assert ["worker" in _command(child) for child in started] == [True]  # and no server
         process.kill()
-    assert len(started) == 2 and not (tmp_path / "out" / "sub-a").exists()
+    assert not (tmp_path / "out" / "sub-a").exists()
     wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in started))  # none is left behind
     assert outcomes(source, tmp_path / "out")[1] == 0
     assert stages_run(tmp_path / "out") == ["a convert", "a unwrap", "a unwrap"]
@@ -229,12 +242,6 @@ def test_an_interrupted_run_says_so_and_ends(source: Path, tmp_path: Path, numbe
     assert (process.returncode, "continues" in said) == (130, True)
     assert stages_run(tmp_path / "out") == ["a convert", "a unwrap"]
     assert not (tmp_path / "out" / "sub-a").exists() and not (tmp_path / "out" / "failed").exists()
-
-
-def own_server(home: Path) -> dict[str, str]:
-    """An environment whose process starts a server of its own, on the database of ours: that one need not be made."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return plain | {"PREFECT_HOME": str(home)}
 
 
 @contextmanager
@@ -264,12 +271,12 @@ def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
 
 
-def test_a_prefect_that_is_lost_costs_no_result(source: Path, tmp_path: Path, _server: Path) -> None:
-    environment = own_server(_server) | {"CHIRON_TEST_PATIENCE": "3"}
-    with hanging(export(source, a="", b=""), tmp_path / "out", environment, 2) as process:
-        (server,) = (child for child in _children(process.pid) if "flows.server" in _command(child))
-        os.kill(server, signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
+def test_a_prefect_that_is_lost_costs_no_result(source: Path, tmp_path: Path) -> None:
+    with trial_server(tmp_path / "prefect") as server:
+        environment = dict(os.environ) | {"CHIRON_TEST_PATIENCE": "3"}
+        with hanging(export(source, a="", b=""), tmp_path / "out", environment, 2) as process:
+            server.kill()
+            _, said = process.communicate(timeout=60)
     assert (process.returncode, "Prefect was lost" in said) == (0, True)
     assert all((tmp_path / "out" / f"sub-{name}" / "manifest.json").is_file() for name in "ab")
 
@@ -296,11 +303,11 @@ def test_a_work_folder_that_cannot_be_made_fails_the_scan_alone(source: Path, tm
     assert (found["sub-a"].code, found["sub-b"].state, code) == ("S002", "published", 10)
 
 
-def test_a_prefect_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefect_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr(flows.engine, "REMOTE_S", 0.3)
-    with pytest.raises(ChironError) as caught, orchestrator(tmp_path):
-        pass
+    with pytest.raises(ChironError) as caught:
+        connect()
     assert (caught.value.code, caught.value.fault.exit) == ("R007", 18)
 
 
@@ -322,15 +329,6 @@ def test_jobs_come_back_as_they_were_saved(source: Path, tmp_path: Path) -> None
     job = Job(scan, SETTINGS, tmp_path / "job", tmp_path / "truth.nii.gz")
     job.save()
     assert Job.load(job.folder) == job
-
-
-def test_prefect_gets_no_more_than_ids_and_labels(source: Path, tmp_path: Path, _server: Path) -> None:
-    outcomes(export(source, z=""), tmp_path / "out")
-    with sqlite3.connect(f"file:{_server / 'prefect.db'}?mode=ro", uri=True) as database:
-        runs = database.execute("select name, parameters from flow_run where name = 'sub-z'").fetchall()
-    assert [json.loads(parameters) for _, parameters in runs] == [
-        {"job": scan_of(source / f"{SENTINEL}-z").id, "label": "sub-z"}
-    ]
 
 
 def test_a_scan_that_hangs_is_killed_at_its_limit_and_stops_no_other(source: Path, tmp_path: Path) -> None:
@@ -361,7 +359,7 @@ def test_a_scan_that_another_run_holds_is_waited_for(source: Path, tmp_path: Pat
     assert [(o.label, o.state) for o in batch.outcomes] == [("sub-b", "published"), ("sub-a", "published")]
 
 
-def test_two_crews_share_the_work_and_do_nothing_twice(source: Path, tmp_path: Path, _server: Path) -> None:
+def test_two_crews_share_the_work_and_do_nothing_twice(source: Path, tmp_path: Path) -> None:
     export(source, **{f"n{i}": "" for i in range(12)})
     environment = dict(os.environ) | {"CHIRON_KEY_FILE": str(tmp_path / "key"), "CHIRON_TEST_HANG": "0.3"}
     command = [sys.executable, stand_in.__file__, "run", str(source), str(tmp_path / "out"), "--method", "tkd"]

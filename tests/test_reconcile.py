@@ -17,7 +17,7 @@ from test_reprocess import known
 import flows.reconcile
 from flows.claim import NOW, claimed
 from flows.cli import execute
-from flows.engine import orchestrator
+from flows.engine import trial_server
 from flows.prune import DAY_S, prune_runs
 from flows.reconcile import MUTE_S, SCRAP_S, SILENT_S, reconcile, reconcile_runs
 from pipeline.errors import ChironError
@@ -113,7 +113,7 @@ def test_the_command_tells_what_is_interrupted(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with orchestrator(tmp_path_factory.mktemp("prefect")):
+    with trial_server(tmp_path_factory.mktemp("prefect")):
         from prefect.client.orchestration import get_client
 
         with get_client(sync_client=True) as client:

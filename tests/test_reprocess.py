@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -224,19 +223,13 @@ def test_what_is_expected_is_what_was_seen_last(output: Path) -> None:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An output in which a, b are published and c failed, by stages that take no time, without Prefect."""
     install(monkeypatch.setattr)
-
-    @contextmanager
-    def none(home: Path, meanwhile: Any = lambda: None) -> Iterator[None]:
-        meanwhile()
-        yield
-
-    monkeypatch.setattr(flows.batch, "orchestrator", none)
-    monkeypatch.setattr(flows.batch, "machine_terms", lambda *_, **__: Terms(wait_s=0, prefect=False))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(flows.batch, "machine_terms", lambda *_, **__: Terms(wait_s=0))
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     export_to(source, a="", b="", c="fail")
     monkeypatch.setenv("CHIRON_OUTPUT", str(output))
-    run(Batch(output, terms=Terms(prefect=False)), source, load(method="tkd", device="cpu"), KEY)
+    run(Batch(output, terms=Terms()), source, load(method="tkd", device="cpu"), KEY)
     yield output
     dismiss_all()
 

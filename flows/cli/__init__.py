@@ -27,7 +27,7 @@ from flows.cli.reconstruct import demo, run
 from flows.cli.serve import deploy, serve, worker
 from flows.cli.streams import exit_code, guarded
 from flows.cli.train import train
-from flows.engine import abort, leave
+from flows.engine import abort, begin, last_word, leave
 from pipeline import __version__, child
 from pipeline.disk import disk_error, is_full
 from pipeline.errors import ChironError
@@ -96,19 +96,20 @@ def main() -> None:
 
 def execute(words: Sequence[str]) -> int:
     """Run one command; returns its exit code. Every error is printed, none is raised."""
+    begin()
     try:
         app(args=list(words), prog_name="chiron")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except InterruptError:
-        show.say("interrupted")
+        last_word("interrupted")
         return INTERRUPTED
     except ChironError as error:
         show.error(error)
         return error.fault.exit
     except Exception as error:
         if _interrupts:  # a library that failed at the interrupt
-            show.say("interrupted")
+            last_word("interrupted")
             return INTERRUPTED
         fault = _coded(error)
         show.error(fault)

@@ -74,7 +74,7 @@ def doctor(
         typer.Argument(metavar="[OUTPUT]", help="Where results shall go: can it be written to, is there room?"),
     ] = Path(),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    deep: Annotated[bool, typer.Option("--deep", help="Also start Prefect's embedded server.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also start Prefect's server, as `serve` does.")] = False,
 ) -> None:
     """Check that this machine has what a run needs.
 

@@ -22,6 +22,7 @@ def shown(
 ) -> Batch:
     """Let `do` fill a batch while a person, or a log, looks on."""
     from flows.batch import Batch
+    from flows.engine import last_word
     from flows.screen import is_pipe
     from flows.watch import Board
 
@@ -47,7 +48,7 @@ def shown(
         do(batch)
     except KeyboardInterrupt:
         board.close()
-        show.say("interrupted; what is done is kept, the same command continues")
+        last_word("interrupted; what is done is kept, the same command continues")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         board.close()

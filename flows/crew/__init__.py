@@ -18,6 +18,7 @@ from typing import Any
 
 from flows.crew.process import STOP_S, Task, Worker
 from flows.crew.worker import PREFECT_LOST
+from flows.engine import is_reported
 from flows.watch import Silent, Watcher
 from pipeline.errors import ChironError
 from pipeline.recipe import Job
@@ -36,7 +37,6 @@ class Terms:
     cards: int = 0
     time_limit_s: float = 7200.0  # of one scan
     wait_s: float = 7200.0  # for a scan that another run holds
-    prefect: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Crew:
 
     def __init__(self, output: Path, terms: Terms, watch: Callable[[Job], Watcher] = lambda job: Silent()) -> None:
         self.output, self.terms, self.watch = output, terms, watch
-        self.prefect = terms.prefect  # until it is lost: scans are then done without
+        self.prefect = is_reported()  # to Prefect, until that is lost: scans are then done without
+        self.prefect_lost = False
         self._workers: list[Worker] = []
         self._hired = 0
 
@@ -138,7 +139,7 @@ class Crew:
         if task.failure:
             return End(task.job, "failed", task.failure.code, task.failure.sentence())
         if how == "lost" or (how == "died" and text == str(PREFECT_LOST)):
-            self.prefect, task.died = False, task.died + 1
+            self.prefect, self.prefect_lost, task.died = False, True, task.died + 1
         elif how == "overdue":
             found = f"a scan that was not done within {self.terms.time_limit_s:g} s"
             task.failure = ChironError("R003", found, "an end")

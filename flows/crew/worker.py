@@ -13,13 +13,14 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from flows.claim import NOW, claimed
-from flows.engine import Watchdog, leave
+from flows.engine import Watchdog, is_reported, leave
 from flows.site import OUTPUT_VARIABLE
 from flows.watch import Silent
 from pipeline.errors import ChironError
@@ -34,17 +35,28 @@ def main(handle: int, threads: int) -> None:
     tasks = _listen()
     voice = Voice(handle)
     _use(threads)
-    from flows.scan import without_heartbeat  # takes seconds, before the first scan rather than with it
-
-    voice.say("ready")
     try:
-        with without_heartbeat():
+        with _loaded():
+            voice.say("ready")
             while task := tasks.get():
                 voice.say("end", **_do(json.loads(task), voice))
                 _give_memory_back()
     except KeyboardInterrupt:
         leave(130)
     leave(0)
+
+
+@contextmanager
+def _loaded() -> Iterator[None]:
+    """With all imported that a scan needs, which takes seconds: before the first scan rather than with it."""
+    import flows.scan  # noqa: F401
+
+    with ExitStack() as stack:
+        if is_reported():
+            from flows.scan_flow import without_heartbeat
+
+            stack.enter_context(without_heartbeat())
+        yield
 
 
 class Voice:
@@ -121,13 +133,16 @@ def _do(task: dict[str, Any], voice: Voice) -> dict[str, Any]:
 
 
 def _scan(job: Any, folder: Path, voice: Voice, prefect: bool) -> dict[str, Any]:
-    from flows.scan import scan, scan_alone, watcher
+    from flows.scan import reconstruct, watcher
     from pipeline.recipe import recipe
+
+    if prefect:
+        from flows.scan_flow import scan as reconstruct
 
     reporter = Reporter(folder, voice, Watchdog(lambda: PREFECT_LOST) if prefect else None)
     token = watcher.set(reporter)
     try:
-        (scan if prefect else scan_alone)(job.scan.id, job.scan.label)
+        reconstruct(job.scan.id, job.scan.label)
     except ChironError:
         raise
     except Exception as error:  # every failure of a stage is a ChironError: this one is Prefect's

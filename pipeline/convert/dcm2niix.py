@@ -23,12 +23,14 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.child import program
+from pipeline.disk import TRIAL_BYTES, try_write
 from pipeline.errors import ChironError
 from pipeline.find.files import read_whole
 from pipeline.find.values import number
 from pipeline.work import disk_error
 
 _LIMIT_S = 900
+_TRIAL_MAX = 2**28  # bytes
 # Headers' own rescale, no compression, no defaults of the user's.
 _OPTIONS = ("-b", "y", "-ba", "y", "-z", "n", "-p", "n", "-g", "i", "-f", "v")
 
@@ -43,7 +45,10 @@ class Converted:
 
 
 def run(files: list[Path], scratch: Path) -> list[Converted]:
-    """Convert `files` in `scratch`; E014 where the converter fails or makes nothing, R003 where it does not end."""
+    """Convert `files` in `scratch`; E014 where the converter fails or makes nothing, R003 where it does not end.
+
+    S001 or S002 where it fails because `scratch` has no room.
+    """
     source, made = scratch.absolute() / "in", scratch.absolute() / "out"
     try:
         for folder in (source, made):
@@ -68,6 +73,7 @@ def run(files: list[Path], scratch: Path) -> list[Converted]:
         raise ChironError("R003", f"dcm2niix did not end within {_LIMIT_S} s") from None
     outputs = sorted(made.glob("*.nii"))
     if done.returncode or not outputs:
+        try_write(made, max(TRIAL_BYTES, min(_TRIAL_MAX, sum(file.stat().st_size for file in files))))
         raise ChironError("E014", f"dcm2niix ended with {done.returncode} and {len(outputs)} images", "one image")
     return [volume for path in outputs for volume in _load(path)]
 

@@ -28,6 +28,10 @@ from pipeline.publish.swap import write_in_place
 from pipeline.recipe import Job
 
 FOLDER = "labels"
+EARLIER = (
+    "An earlier version did not record whose label it is. If it is this person's, run once with the input of a result "
+    "that stands under it. If not, give another label."
+)
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def settled(export: Export, labels: Register) -> Export:
     """The export with every scan under its label and the id that it has here; those whose label another has are set
     aside. What was set aside before has the label of its scan, or of its person, where these are known."""
     scans, aside = _settle(export.scans, labels)
-    subjects = {scan.owner: labels.subject(scan.subject) for scan in scans}
+    subjects = {scan.owner: labels.subject(scan.subject) for scan in scans if scan.owner}
     known = [_named(each, subjects.get(each.owner) or labels.subject_of(each.owner)) for each in export.set_aside]
     return replace(export, scans=tuple(scans), set_aside=(*known, *aside))
 
@@ -263,13 +267,14 @@ def _person(labels: Register, scans: list[Scan]) -> Subject:
     subject = labels.subject(label)
     given = bool(subject.owners or (subject.entries and source != "pseudonym"))  # a pseudonym is of one patient
     if owner and owner not in subject.owners and given and not _same_person(labels, subject, scans):
-        raise _taken(label, "another person, or a subject of another dataset")
+        todo = "" if subject.owners or source == "dataset" else EARLIER
+        raise _taken(label, "another person, or a subject of another dataset", todo)
     subject.own(owner)
     return subject
 
 
-def _taken(subject: str, who: str) -> ChironError:
-    return ChironError("G009", f"the label sub-{subject}, which {who} has too", "one person for each label")
+def _taken(subject: str, who: str, todo: str = "") -> ChironError:
+    return ChironError("G009", f"the label sub-{subject}, which {who} has too", "one person for each label", todo)
 
 
 def _same_person(labels: Register, subject: Subject, scans: list[Scan]) -> bool:

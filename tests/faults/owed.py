@@ -90,7 +90,7 @@ def decoded(content: bytes) -> Iterator[bytes]:
 
 def go(source: Path, output: Path) -> dict[str, str]:
     """Do every scan of the source once, without Prefect; label -> code, empty where it was published."""
-    from flows.scan import scan_alone
+    from flows.scan import reconstruct
     from flows.site import OUTPUT_VARIABLE
 
     os.environ[OUTPUT_VARIABLE] = str(output)
@@ -101,7 +101,7 @@ def go(source: Path, output: Path) -> dict[str, str]:
         try:
             job.save()
             Job.take(job.folder)
-            scan_alone(scan.id, scan.label)
+            reconstruct(scan.id, scan.label)
             ends[scan.label] = ""
         except ChironError as error:
             ends[scan.label] = error.code

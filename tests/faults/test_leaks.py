@@ -18,6 +18,7 @@ from make_dicom import digests, edit
 from owed import assert_complete, disguises, states, told
 
 from flows.demo import simulate
+from flows.engine import trial_server
 
 NAME = "Zebedee^Quixotic"
 PATHS = "Zebedeedir"
@@ -102,7 +103,9 @@ def test_nothing_that_identifies_is_found_anywhere_and_nobody_outside_is_asked(e
         "CHIRON_TEST_ASKED": str(asked),
         "CHIRON_KEY_FILE": str(tmp_path / "key"),
     }
-    said = [chiron("run", export, output, "--method", "tkd", "--device", "cpu", **given)]
+    with trial_server(tmp_path / "prefect"):
+        reported = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+        said = [chiron("run", export, output, "--method", "tkd", "--device", "cpu", **given, **reported)]
     said += [
         chiron(*words, **given) for words in (("inspect", export), ("status", output), ("status", output, "--json"))
     ]
@@ -111,10 +114,11 @@ def test_nothing_that_identifies_is_found_anywhere_and_nobody_outside_is_asked(e
     assert_complete(output)
     assert digests(export) == before
 
-    assert list((output / ".chiron").rglob("prefect.db"))
+    assert (tmp_path / "prefect" / "prefect.db").is_file()
+    assert told(tmp_path / "prefect", *WORDS) == []
     assert told(output, *WORDS, without=("job.json", "next.json")) == []
     (tmp_path / "dump").mkdir()
-    for number, database in enumerate(output.rglob("*.db")):
+    for number, database in enumerate((tmp_path / "prefect").rglob("*.db")):
         with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as rows:
             (tmp_path / "dump" / str(number)).write_text("\n".join(rows.iterdump()))
     assert "sub-" in (tmp_path / "dump" / "0").read_text() and told(tmp_path / "dump", *WORDS) == []

@@ -142,7 +142,7 @@ def test_70_a_scan_that_hangs_is_killed_at_its_limit_and_stops_no_other(source: 
     todo = [Job(scan, SETTINGS, output / ".chiron" / "work" / scan.id) for scan in found.scans]
     for job in todo:
         job.save()
-    with untouched(source), Crew(output, Terms(prefect=False, time_limit_s=10)) as crew:
+    with untouched(source), Crew(output, Terms(time_limit_s=10)) as crew:
         ends = {end.job.scan.label: (end.how, end.code) for end in crew.work(todo)}
     stand_in.dismiss_all()
     assert ends == {"sub-a": ("published", ""), "sub-b": ("failed", "R003"), "sub-c": ("published", "")}

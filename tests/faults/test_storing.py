@@ -151,7 +151,7 @@ def test_77_two_runs_at_once_do_each_scan_once(source: Path, tmp_path: Path) -> 
     todo, ends = jobs(source, output), list[End]()
 
     def work() -> None:
-        with Crew(output, Terms(prefect=False)) as crew:
+        with Crew(output, Terms()) as crew:
             ends.extend(crew.work(todo))
 
     both = [threading.Thread(target=work) for _ in range(2)]
@@ -173,7 +173,7 @@ def test_77_a_scan_that_is_held_for_too_long_is_busy(source: Path, tmp_path: Pat
     output = tmp_path / "out"
     prepare(output)
     todo = jobs(source, output)
-    with claimed(todo[0].folder), Crew(output, Terms(prefect=False, wait_s=0)) as crew:
+    with claimed(todo[0].folder), Crew(output, Terms(wait_s=0)) as crew:
         ends = {end.job.scan.label: (end.how, end.code) for end in crew.work(todo)}
     stand_in.dismiss_all()
     assert ends == {"sub-a": ("failed", "R006"), "sub-b": ("published", "")} and CATALOGUE["R006"].exit == 17

@@ -12,6 +12,7 @@ import flows.crew
 import flows.crew.process
 from flows.batch import Batch, run
 from flows.crew import Terms
+from flows.engine import trial_server
 
 SCANS = 25
 
@@ -23,23 +24,22 @@ def test_what_prefect_costs(
 ) -> None:
     stand_in.install(monkeypatch.setattr)
     monkeypatch.setattr(flows.crew, "Worker", flows.crew.process.Worker)
-    monkeypatch.delenv("PREFECT_HOME", raising=False)
     (tmp_path / "in").mkdir()
     stand_in.export(tmp_path / "in", **{f"n{i}": "" for i in range(SCANS)})
-    with_prefect, alone = (
-        _seconds_a_scan(tmp_path / "in", tmp_path / str(prefect), prefect) for prefect in (True, False)
-    )
-    database = tmp_path / "True" / ".chiron" / "prefect" / "prefect.db"
+    alone = _seconds_a_scan(tmp_path / "in", tmp_path / "alone")
+    with trial_server(tmp_path / "prefect"):
+        with_prefect = _seconds_a_scan(tmp_path / "in", tmp_path / "reported")
+    database = tmp_path / "prefect" / "prefect.db"
     with capsys.disabled():
         print(f"\n{with_prefect:.3f} s a scan with Prefect, {alone:.3f} s without;")
         print(f"its database {database.stat().st_size / 2**20:.2f} MiB after {SCANS} scans")
     assert database.stat().st_size < SCANS * 2**19
 
 
-def _seconds_a_scan(source: Path, output: Path, prefect: bool) -> float:
+def _seconds_a_scan(source: Path, output: Path) -> float:
     """Of the later ones: the first wait for imports."""
     ends: list[float] = []
-    batch = Batch(output, on_outcome=lambda outcome: ends.append(time.monotonic()), terms=Terms(1, 1, prefect=prefect))
+    batch = Batch(output, on_outcome=lambda outcome: ends.append(time.monotonic()), terms=Terms(1, 1))
     run(batch, source, stand_in.SETTINGS, stand_in.KEY)
     assert not batch.prefect_lost and len(ends) == SCANS
     return (ends[-1] - ends[4]) / (SCANS - 5)
