@@ -23,7 +23,7 @@ setup: .venv/.installed
 	@$(PYTHON) -c 'import sys; sys.exit("Chiron needs Python 3.11 or later: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "pip>=25.1"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e . --group dev
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e . --group dev
 	@touch $@
 
 demo: setup

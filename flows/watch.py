@@ -18,8 +18,9 @@ from flows.screen import Screen, can_draw
 # Typical seconds of a stage of a 3 mm head on two CPU cores, to guess the time left; each run corrects them as it goes.
 TYPICAL_S = {"convert": 1.0, "mask": 2.0, "unwrap": 1.5, "background": 2.0, "quality": 1.5, "publish": 1.0}
 TYPICAL_S |= {"invert-rts": 1.0, "invert-tv": 2.0, "invert-nltv": 3.5, "invert-medi": 4.0, "invert-tfi": 2.0}
-TYPICAL_S |= {"invert-dip": 100.0, "invert-diffusion": 10.0, "invert-cyclegan": 5.0, "upsample": 400.0}
+TYPICAL_S |= {"invert-dip": 5.0, "invert-diffusion": 10.0, "invert-cyclegan": 3.0, "upsample": 400.0}
 OTHER_S = 0.5
+TELLING_S = 5.0  # of work, before the pace of this machine counts for more than the usual one
 LINE_EVERY_S = 30.0
 NARROW = 60  # columns, below which there are no bars
 
@@ -68,11 +69,15 @@ class Forecast:
     def seconds_left(self, name: str, share: float, seconds: float) -> float:
         """`name` has run for `seconds` and is done by `share`."""
         running = self.left.get(name, 0.0)
-        pace = (self.spent + seconds) / max(self.typical + share * running, 0.1) if self.typical else 1.0
+        pace = max(self._pace(seconds, share * running) if share > 0.02 else self._pace(), self._pace(seconds, running))
         usual = max(running * pace - seconds, 0.0)
         telling = share > 0.02 or (share > 0 and not usual)  # the first percent tell more than a guess that ran out
         rest = seconds * (1 - share) / share if telling else usual
         return rest + pace * sum(s for other, s in self.left.items() if other != name)
+
+    def _pace(self, seconds: float = 0.0, typical: float = 0.0) -> float:
+        """How much slower than usual it goes, where the running stage has done in `seconds` what takes `typical`."""
+        return (self.spent + seconds + TELLING_S) / (self.typical + typical + TELLING_S)
 
 
 class _Timed(Silent):
