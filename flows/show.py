@@ -160,7 +160,8 @@ def _ended(entries: Iterable[Entry], columns: int) -> Table:
     for entry in entries:
         record, reasons = entry.record, entry.reasons
         more = [f"(and {len(reasons) - 1} more)"] if len(reasons) > 1 else []
-        why = [*([entry.code] if entry.code else entry.warnings), *reasons[:1], *more]
+        notices = [f"Notices: {', '.join(entry.warnings)}."] if entry.warnings and not entry.code else []
+        why = [*([entry.code] if entry.code else []), *reasons[:1], *more, *notices]
         state = record["verdict"] or record["state"] if narrow else record["state"]
         more_of_it = [] if narrow else [record["verdict"], ", ".join(record["methods"]), entry.when]
         row = [entry.label, state, *more_of_it, " ".join(why)]
