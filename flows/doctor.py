@@ -37,7 +37,7 @@ class Check:
 
 
 def examine(output: Path, device: str = "auto", deep: bool = False) -> Iterator[Check]:
-    """Look at everything a run needs; `deep` also starts Prefect's embedded server, which takes some seconds."""
+    """Look at everything a run needs; `deep` also starts a Prefect server, which takes some seconds."""
     yield _python()
     yield from _packages()
     yield _device(device)

@@ -23,7 +23,7 @@ from pipeline import child
 from pipeline.disk import disk_error, try_write
 from pipeline.errors import ChironError
 
-STARTUP_S = 120.0  # the embedded server creates its database on the first start
+STARTUP_S = 120.0  # a server creates its database on the first start
 REMOTE_S = 30.0
 STOP_S = 5.0
 DATABASE_BYTES = 8 * 2**20  # of a new server: its database and the journal of it
@@ -130,7 +130,7 @@ class Watchdog:
 
 
 def leave(code: int, word: str = "") -> None:
-    """Exit now, without the threads and exit hooks that wait for a server; an embedded one notices and ends itself."""
+    """Exit now, without the threads and exit hooks that wait for a server."""
     for do in (*BEFORE_LEAVING, sys.stdout.flush, lambda: last_word(word, sys.__stderr__), sys.stderr.flush):
         with suppress(OSError, ValueError, RuntimeError):
             do()

@@ -108,7 +108,7 @@ CATALOGUE: dict[str, Fault] = {
     ),
     "R005": Fault("an unexpected failure of our own", "set aside", "Send the code and the trace to the developers.", 1),
     "R006": Fault("another run works on this scan", "refuse", "Wait for it to end.", 17),
-    "R007": Fault("the orchestrator cannot be reached", "refuse", "Check PREFECT_API_URL, or unset it.", 18),
+    "R007": Fault("the Prefect server cannot be reached", "refuse", "Check PREFECT_API_URL, or unset it.", 18),
     "R008": Fault(
         "a process that died at its work", "set aside", "Look for what kills processes (often memory); run again."
     ),
