@@ -16,7 +16,7 @@ import torch
 
 from flows.claim import planning
 from flows.crew import Crew, Terms, terms_for
-from flows.engine import INTERRUPTED, Watchdog, abort, connect
+from flows.engine import INTERRUPTED, Watchdog, abort, connect, quiet
 from flows.keep import Planned, overrides_for, planned, remember, what_stands
 from flows.night import Page
 from flows.night.summary import NAME as PAGE
@@ -34,7 +34,7 @@ from pipeline.override import Override
 from pipeline.publish import prepare, record_set_aside
 from pipeline.publish.dataset import private
 from pipeline.publish.key import record_key
-from pipeline.publish.labels import register, settled
+from pipeline.publish.labels import read_ahead, register, settled
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
 from pipeline.work import disk_error
@@ -167,6 +167,7 @@ def plan(
     override: Override | None = None,
 ) -> list[Job]:
     """Save a job for every scan without a result that it keeps; the rest are outcomes of the batch at once."""
+    read_ahead(export, batch.output)
     with register(batch.output) as labels:
         export = settled(export, labels)
     for aside in export.set_aside:
@@ -212,6 +213,7 @@ def work(batch: Batch, jobs: Iterable[Job]) -> None:
         page = Page(batch.output)
         started, terms = time.monotonic(), replace(batch.terms, workers=as_fits(batch.terms, todo))
         with _signals(batch.on_stop), Crew(batch.output, terms, lambda job: _watch(batch, job)) as crew:
+            quiet()  # for the workers too
             crew.start(len(todo))
             connect()
             for end in crew.work(todo):
@@ -283,7 +285,8 @@ def _signals(on_stop: Callable[[], None]) -> Iterator[None]:
         raise KeyboardInterrupt
 
     watchdog, armed = Watchdog(lambda: INTERRUPTED), list[int]()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:

@@ -36,16 +36,20 @@ class Check:
     exit: int = 15
 
 
-def examine(output: Path, device: str = "auto", deep: bool = False) -> Iterator[Check]:
-    """Look at everything a run needs; `deep` also starts a Prefect server, which takes some seconds."""
+def examine(output: Path | None = None, device: str = "auto", deep: bool = False) -> Iterator[Check]:
+    """Look at everything a run needs, and at the folder of its results where one is given.
+
+    `deep` also asks the Prefect server at PREFECT_API_URL or, where none is named, starts one for some seconds.
+    """
     yield _python()
     yield from _packages()
     yield _device(device)
     yield _dcm2niix()
     yield _weights()
-    yield _key()
-    yield _output(output)
-    yield _room(output)
+    yield _key(output)
+    if output:
+        yield _output(output)
+        yield _room(output)
     if deep:
         yield _prefect()
 
@@ -109,11 +113,14 @@ def _weights() -> Check:
     return Check("network weights", "ok", "; ".join(f"{card['name']}, {card['sha256'][:12]}" for _, card in known))
 
 
-def _key() -> Check:
+def _key(output: Path | None) -> Check:
     from pipeline.identity import existing_key, key_file
+    from pipeline.publish.key import check_key
 
     try:
         key, place = existing_key(), key_file()
+        if output:
+            check_key(output, key)
     except ChironError as error:
         return Check("key of the pseudonyms", "fail", error.found, error.todo)
     if key is None:
@@ -164,10 +171,13 @@ def _room(output: Path) -> Check:
 
 
 def _prefect() -> Check:
-    from flows.engine import trial_server
+    from flows.engine import connect, is_reported, trial_server
 
     try:
+        if is_reported():
+            connect()
+            return Check("Prefect", "ok", "answers at PREFECT_API_URL")
         with tempfile.TemporaryDirectory() as home, trial_server(Path(home)):
-            return Check("Prefect", "ok", "answers")
+            return Check("Prefect", "ok", "starts and answers")
     except ChironError as error:
         return Check("Prefect", "fail", error.found, error.todo, error.fault.exit)

@@ -59,7 +59,10 @@ def planned(
         if not state.stays:
             raise
     if waiting and waiting.again:  # a person asked for it anew, and it was not begun yet
-        return Planned(replace(waiting, scan=scan), state, earlier)
+        expects = "" if state.state == "grown" else waiting.expects
+        return Planned(replace(waiting, scan=scan, expects=expects), state, earlier)
+    if state.state in ("damaged", "grown"):
+        _refuse_without_mask(job, state)
     if state.state == "damaged":
         job = replace(job, settings=_as_made(job, state))
     if not state.stays:
@@ -151,9 +154,17 @@ def _as_made(job: Job, state: Standing) -> Settings:
     if before and plain_settings(before.settings) == state.record["settings"]:
         return before.settings
     settings = settings_of(state.record, job.settings)
-    if not state.record["settings"].get("mask", {}).get("file"):
-        return settings
-    if not job.settings.mask.file:
-        found = "a damaged result that was made with a mask of your own, and nothing here tells where that lies"
+    own = job.settings.mask.file if _has_own_mask(state) else ""
+    return with_values(settings, {"mask.file": own}) if own else settings
+
+
+def _refuse_without_mask(job: Job, state: Standing) -> None:
+    """X002 where a result is to be made again that had a mask of the user's, and nothing tells where that lies."""
+    before = load_job(job.folder)
+    if _has_own_mask(state) and not job.settings.mask.file and not (before and before.settings.mask.file):
+        found = "a result that was made with a mask of your own, and nothing here tells where that lies"
         raise ChironError("X002", found, "the mask", "Run the export again with --mask.")
-    return with_values(settings, {"mask.file": job.settings.mask.file})
+
+
+def _has_own_mask(state: Standing) -> bool:
+    return bool(state.record["settings"].get("mask", {}).get("file"))

@@ -18,10 +18,11 @@ from pipeline.errors import CATALOGUE, ChironError
 from pipeline.ledger import Record, read_manifests
 from pipeline.mask.own import with_own_mask
 from pipeline.names import meant
-from pipeline.override import FACTS, Override, difference, flat, with_values
+from pipeline.override import FACTS, Override, difference, flat, is_in, with_values
 from pipeline.publish import already_published
 from pipeline.publish.dataset import private
 from pipeline.publish.manifest import plain_settings
+from pipeline.publish.standing import NOT_OF_THE_RESULT
 from pipeline.quality.verdict import Level
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings, load
@@ -43,6 +44,7 @@ class Wanted:
     state: str = ""  # of STATES; interrupted: begun, or planned, and not recorded
     verdict: str = ""
     code: str = ""  # of the failure, or of a warning
+    labels: Collection[str] | None = None  # of the scans, where they are known
     older: bool = False  # made with other settings than those it would have now, or by another version
 
 
@@ -78,7 +80,7 @@ def select(
     def change(old: Settings) -> Settings:
         return load(base=settings or old, method=method or None)
 
-    wanted = Wanted(subject, session, run, state, verdict, code, older)
+    wanted = Wanted(subject, session, run, state, verdict, code, older=older)
     by_person = settings is None or bool(method)
     named = ("method",) if method else ()
     chosen = choose(output, wanted, change, stage, force, reason if by_person else None, named)
@@ -192,10 +194,9 @@ def _job(folder: Path, records: list[Record], change: Change, reason: str | None
         return None
     latest = max(reversed(records), key=lambda r: (bool(r.get("input_digest")), r.get("finished", "")))
     expects = job.expects or latest.get("input_digest") or ""
-    changed = change(job.settings)
-    if changed.mask.file != job.settings.mask.file:
-        changed = with_own_mask(changed, job.scan)
-    settings, override = _decided(job, changed, reason, named)
+    settings, override = _decided(job, change(job.settings), reason, named)
+    if settings.mask.file != job.settings.mask.file:
+        settings = with_own_mask(settings, job.scan)
     return replace(job, settings=settings, again=True, expects=expects, override=override)
 
 
@@ -208,13 +209,13 @@ def _decided(
         return (earlier.apply(settings) if earlier else settings), earlier
     plain, default = flat(settings.model_dump(mode="json")), flat(load().model_dump(mode="json"))
     facts = {name: value for name, value in (earlier.settings if earlier else {}).items() if _is_fact(name)}
-    settings = with_values(settings, {name: value for name, value in facts.items() if plain[name] == default[name]})
+    kept = {name: value for name, value in facts.items() if plain[name] == default[name] and not is_in(name, named)}
+    settings = with_values(settings, kept)
     decided = settings.model_dump(mode="json")
-    confirmed = {
-        name: value for name, value in flat(decided).items() if any(f"{name}.".startswith(f"{n}.") for n in named)
-    }
-    changes = difference(job.settings.model_dump(mode="json"), decided)
-    return settings, Override.now(confirmed | changes, reason).after(earlier)
+    confirmed = {name: value for name, value in flat(decided).items() if is_in(name, named)}
+    changes = confirmed | difference(job.settings.model_dump(mode="json"), decided)
+    lasting = {name: value for name, value in changes.items() if name not in NOT_OF_THE_RESULT}
+    return settings, Override.now(lasting, reason).after(earlier)
 
 
 def _is_fact(name: str) -> bool:
@@ -230,6 +231,8 @@ def _loaded(folder: Path) -> Job | None:
 
 def _meets(record: Record, wanted: Wanted) -> bool:
     """Whether all is true of the record that can be told without its job."""
+    if wanted.labels is not None and record["label"] not in wanted.labels:
+        return False
     labels = dict(part.split("-", 1) for part in record["label"].split("_") if "-" in part)
     whole = "_" in wanted.subject
     if whole and record["label"] != f"sub-{wanted.subject.removeprefix('sub-')}":

@@ -107,7 +107,7 @@ class Screen:
 
     def _draw(self, last: bool = False) -> None:
         with self._lock:
-            rows = self._rows(last) if self.remains or not last else []
+            rows = self._rows(last) if (self.remains or not last) and self._is_ours() else []
             below = ""
             if rows:
                 below = NO_WRAP + "\n".join(rows) + WRAP
@@ -123,6 +123,13 @@ class Screen:
                 self.console.print(thing, width=columns - 1, soft_wrap=False)
             self._drawn, self._rendered = (thing, columns), text.get().splitlines()
         return self._rendered if last else self._rendered[: max(lines - 2, 0)]
+
+    def _is_ours(self) -> bool:
+        """Whether this process is in the foreground; in the background, another's prompt stands where rows would."""
+        try:
+            return os.tcgetpgrp(self._handle) == os.getpgrp()
+        except OSError:  # a terminal without a foreground: nobody's prompt is on it
+            return True
 
     def _size(self) -> tuple[int, int]:
         """Columns and lines, now; of a terminal that does not say, or is gone, as the environment has them."""
@@ -166,7 +173,7 @@ class Screen:
     def _keep_output(self, keep: bool) -> None:
         """At Ctrl-C a terminal drops what it has not shown yet, which may be the cursor's way back from the rows."""
         with suppress(OSError, termios.error):
-            if os.tcgetpgrp(self._handle) != os.getpgrp():
+            if not self._is_ours():
                 return  # in the background, where a change of the terminal would stop the process
             attributes = termios.tcgetattr(self._handle)
             if keep:

@@ -1,4 +1,4 @@
-"""Words that name a subject, a session or a run in an output folder -> their labels; X005 where they are not there."""
+"""Words that name a subject, a session, a run or a scan of an output folder -> the labels of the scans meant."""
 
 from __future__ import annotations
 
@@ -20,26 +20,23 @@ def labels_in(output: Path) -> list[str]:
     return sorted({*recorded, *(scan.label for scan in night.running), *night.waiting_labels})
 
 
-def named(labels: Iterable[str], subject: str = "", session: str = "", run: str = "") -> tuple[str, str, str]:
-    """Subject, session and run, each empty where it was, once it is sure that a scan among `labels` bears them.
+def matching(labels: Iterable[str], subject: str = "", session: str = "", run: str = "") -> set[str]:
+    """Those of the labels that bear all that is given; X005, with what there is, where none does.
 
-    Each may have its prefix; `subject` may be the label of a scan, as `sub-abc_ses-1`, and is returned whole where more
-    than the three tells the scan from others, as `sub-abc_acq-a`. X005, with what there is.
+    Each word may have its prefix, and `subject` may be the label of a scan or the beginning of one, as
+    `sub-abc_ses-1_acq-a`.
     """
-    labels, whole = list(labels), f"sub-{_bare('sub', subject)}"
-    if whole in labels and _entities(whole).keys() - {"sub", "ses", "run"}:
-        return whole, "", ""
     first, *more = subject.split("_")
-    wanted = {"sub": first, **_entities("_".join(more))}
-    wanted |= {key: value for key, value in (("ses", session), ("run", run)) if value}
-    wanted = {key: _bare(key, value) for key, value in wanted.items() if value}
-    scans = [_entities(label) for label in labels if label.startswith("sub-")]
-    for key, value in wanted.items():
-        there = {scan[key] for scan in scans if key in scan}
+    pairs = [("sub", first), *_entities("_".join(more)).items(), ("ses", session), ("run", run)]
+    scans = {label: _entities(label) for label in labels if label.startswith("sub-")}
+    for key, word in pairs:
+        if not word:
+            continue
+        value, there = _bare(key, word), {scan[key] for scan in scans.values() if key in scan}
         if value not in there:
             raise _absent(key, value, there)
-        scans = [scan for scan in scans if scan.get(key) == value]
-    return wanted.get("sub", ""), wanted.get("ses", ""), wanted.get("run", "")
+        scans = {label: scan for label, scan in scans.items() if scan.get(key) == value}
+    return set(scans)
 
 
 def _entities(label: str) -> dict[str, str]:

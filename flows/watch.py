@@ -64,7 +64,8 @@ class Forecast:
 
     def share(self, name: str, share: float) -> float:
         """Of all stages, with `share` of `name` done."""
-        return 1 - (sum(self.left.values()) - share * self.left.get(name, 0.0)) / self.total if self.total else 1.0
+        left = dict(self.left)  # another thread draws while stages end
+        return 1 - (sum(left.values()) - share * left.get(name, 0.0)) / self.total if self.total else 1.0
 
     def seconds_left(self, name: str, share: float, seconds: float) -> float:
         """`name` has run for `seconds` and is done by `share`."""
@@ -73,7 +74,7 @@ class Forecast:
         usual = max(running * pace - seconds, 0.0)
         telling = share > 0.02 or (share > 0 and not usual)  # the first percent tell more than a guess that ran out
         rest = seconds * (1 - share) / share if telling else usual
-        return rest + pace * sum(s for other, s in self.left.items() if other != name)
+        return rest + pace * sum(s for other, s in dict(self.left).items() if other != name)
 
     def _pace(self, seconds: float = 0.0, typical: float = 0.0) -> float:
         """How much slower than usual it goes, where the running stage has done in `seconds` what takes `typical`."""

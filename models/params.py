@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
 
@@ -57,8 +57,13 @@ def filled(params: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     preset = getattr(params, "PRESETS", {}).get(values.get("preset", "default"), {})
     usual = {field.name: field.default for field in dataclasses.fields(params)}
-    untouched = usual.keys() <= values.keys() and all(_plain(values[n]) == _plain(usual[n]) for n in preset)
+    untouched = is_whole(params, values) and all(_plain(values[n]) == _plain(usual[n]) for n in preset)
     return {**values, **preset} if untouched else {**preset, **values}
+
+
+def is_whole(params: type, values: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether the values are all that the class has, as a printed settings file lists them: not each was chosen."""
+    return isinstance(values, dict) and {field.name for field in dataclasses.fields(params)} <= values.keys()
 
 
 def unset(params: type, values: Mapping[str, Any]) -> dict[str, Any]:

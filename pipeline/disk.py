@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ChironError
@@ -23,6 +25,15 @@ def disk_error(error: OSError) -> ChironError:
     """The coded error of a failed write: S001 where there is no room, else S002."""
     code = "S001" if is_full(error) else "S002"
     return ChironError(code, f"writing failed ({os.strerror(error.errno or errno.EIO)})", "an output folder with room")
+
+
+@contextmanager
+def coded_disk() -> Iterator[None]:
+    """A failed write becomes S001 or S002."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error) from error
 
 
 def try_write(folder: Path, size: int = TRIAL_BYTES) -> None:

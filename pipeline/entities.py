@@ -10,6 +10,8 @@ _NAMES = """
 """
 ORDER = tuple(_NAMES.split())
 
+OF_SCANS = ("sub", "ses", "sample", "acq", "ce", "rec", "dir", "run", "mod", "flip", "inv", "mt", "chunk")
+
 Entities = tuple[tuple[str, str], ...]  # name and value, without those of subject, session and run
 
 
@@ -22,6 +24,16 @@ def label_of(subject: str, session: str = "", run: str = "", others: Iterable[It
 def in_order(pairs: Iterable[tuple[str, str]]) -> Entities:
     """Names and values in the order of BIDS."""
     return tuple(sorted(pairs, key=_place))
+
+
+def of_scan(pairs: Iterable[tuple[str, str]]) -> Entities:
+    """The entities that a scan's label may have; those of processed images, and unknown ones, become part of `acq-`.
+
+    `desc-x` and `space-y` are needed for what is made of the scan: a label that has them would be two files' name.
+    """
+    kept = {name: value for name, value in pairs if name in OF_SCANS}
+    others = "".join(f"{name}{value}" for name, value in pairs if name not in (*OF_SCANS, "echo", "part"))
+    return in_order((kept | ({"acq": kept.get("acq", "") + others} if others else {})).items())
 
 
 def split(label: str) -> tuple[str, str, str, Entities]:

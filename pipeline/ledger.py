@@ -75,12 +75,17 @@ def read(folder: Path) -> list[Record]:
 def _told(output: Path, published: list[Path], failed: list[Path]) -> list[Record]:
     """The records in folders of results, and of the failures those that no later result outdates."""
     stand = [r for folder in published for r in _located(output, folder)]
+    with_result = {sign for r in stand for sign in signs(r)}
     latest = {r["label"]: r["finished"] for r in stand}
     since = [r for folder in failed for r in _located(output, folder)]
-    # what was set aside may have a result under another label since
-    with_result = {sign for r in stand for sign in _signs(r)}
-    since = [r for r in since if r["state"] != "set aside" or not with_result & _signs(r)]
-    return stand + [r for r in since if r["finished"] >= latest.get(r["label"], "")]
+    return stand + [r for r in since if not _is_outdated(r, latest, with_result)]
+
+
+def _is_outdated(record: Record, latest: dict[str, str], with_result: set[str]) -> bool:
+    """Whether a failure counts no longer: a later result of its label, or a result of what was set aside then."""
+    if record["state"] == "set aside" and signs(record):
+        return bool(signs(record) & with_result)
+    return bool(record["finished"] < latest.get(record["label"], ""))
 
 
 def _folders(output: Path, *patterns: str) -> list[Path]:
@@ -91,7 +96,7 @@ def _located(output: Path, folder: Path) -> list[Record]:
     return [{**r, "folder": folder.relative_to(output).as_posix()} for r in read(folder)]
 
 
-def _signs(record: Record) -> set[str]:
+def signs(record: Record) -> set[str]:
     """By what a scan is known again, whatever its label."""
     return {str(sign) for sign in (record.get("scan"), *(record.get("identity") or ())) if sign}
 

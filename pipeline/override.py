@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -67,6 +67,11 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Values:
     for name, value in settings.items():
         values |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return values
+
+
+def is_in(name: str, named: Collection[str]) -> bool:
+    """Whether a setting, or a section that it is in, is among those that are named."""
+    return any(f"{name}.".startswith(f"{each}.") for each in named)
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Values:

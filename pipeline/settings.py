@@ -15,7 +15,7 @@ from models.cyclegan import CycleGAN
 from models.diffusion import Diffusion
 from models.dip import DIP
 from models.methods import Choice
-from models.params import check_ranges, filled, unset
+from models.params import check_ranges, filled, is_whole, unset
 from pipeline.background import LBV, PDF, RESHARP, VSHARP, Background
 from pipeline.child import working_folder
 from pipeline.convert import Acquisition
@@ -126,10 +126,11 @@ def load(file: Path | None = None, words: Iterable[str] = (), base: Settings | N
     """
     values: dict[str, Any] = _read(file) if file else base.model_dump(mode="json") if base else {}
     asked = list(words)
-    for group in PRESET if base else ():
+    for group in PRESET:
         presets = [word for word in asked if word.partition("=")[0].strip() == f"{group}.preset"]
-        if presets and _value(presets[-1].partition("=")[2].strip()) != values[group]["preset"]:
-            values[group] = unset(PRESET[group], values[group])
+        before, preset = values.get(group, {}), presets[-1].partition("=")[2].strip() if presets else ""
+        if preset and is_whole(PRESET[group], before) and _value(preset) != before["preset"]:
+            values[group] = unset(PRESET[group], before)
     for word in asked:
         path, equals, text = word.partition("=")
         if not equals:
@@ -207,10 +208,10 @@ def _named(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(named.get("device"), str):
         named["device"] = device_name(named["device"])
     if isinstance(named.get("method"), str):
-        named["method"] = meant(named["method"], get_args(Choice), "method", "X001")
+        named["method"] = meant(str(named["method"]), get_args(Choice), "method", "X001")
     if isinstance(also := named.get("also"), str | list | tuple):
         words = also.split(",") if isinstance(also, str) else also
-        named["also"] = [meant(word, get_args(Choice), "method", "X001") for word in words if word != ""]
+        named["also"] = [meant(str(word), get_args(Choice), "method", "X001") for word in words if word != ""]
     for section, params in sections().items():
         if isinstance(values.get(section), dict):
             named[section] = _choices(section, params, values[section])

@@ -316,7 +316,11 @@ def test_what_somebody_added_at_the_top_stays(tmp_path: Path) -> None:
     output.parent.mkdir()
     prepare(output)
     edited = description(output)
-    edited |= {"Authors": ["A", "B"], "Name": "Ours", "DatasetLinks": {"site": (tmp_path / "site").as_uri()}}
+    edited |= {
+        "Authors": ["A", "B"],
+        "Name": "Ours",
+        "DatasetLinks": {"site": (tmp_path / "site").as_uri(), "x": "http://[x"},
+    }
     edited["GeneratedBy"][0]["Container"] = {"Type": "docker", "Tag": "chiron:0.1.0"}
     edited["GeneratedBy"].append({"Name": "Manual"})
     edited["GeneratedBy"][0]["Version"], edited["BIDSVersion"] = "0.0.1", "1.8.0"

@@ -19,16 +19,19 @@ import torch
 import flows.batch
 import flows.cli
 import flows.doctor
+import flows.engine
 import pipeline.find
 from flows import show
 from flows.batch import Batch, Outcome
 from flows.cli import EXIT_CODES, app, execute
+from flows.cli.options import override_from
 from flows.crew import Terms
 from flows.doctor import Check
 from models import diffusion, weights
 from pipeline.errors import CATALOGUE, ChironError, Notice
 from pipeline.find import Export, Ignored, Scan, SetAside
 from pipeline.publish import prepare
+from pipeline.publish.key import record_key
 from pipeline.settings import Settings, load, parse, sections
 
 COMMANDS = ("run", "demo", "inspect", "step", "train", "evaluate", "bench", "grid", "doctor", "settings", "explain",
@@ -387,3 +390,37 @@ def test_a_long_word_on_a_scan_is_whole_in_a_log(tmp_path: Path, capsys: pytest.
     text = "This result stays. " * 20 + "To make it anew: chiron reprocess out sub-01"
     show.outcome(Outcome("sub-01", "already published", text=text), tmp_path, show.console())
     assert f"  {text}" in capsys.readouterr().out.splitlines()
+
+
+def test_doctor_judges_no_folder_that_it_was_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder may be another program's dataset."""
+    (tmp_path / "dataset_description.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert execute(["doctor", "--device", "cpu"]) == 0
+    assert execute(["doctor", ".", "--device", "cpu"]) == 14
+
+
+def test_doctor_finds_that_the_key_of_an_output_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(tmp_path / "out")
+    record_key(tmp_path / "out", b"k" * 32)
+    for content in (None, b"x" * 32):
+        monkeypatch.setenv("CHIRON_KEY_FILE", str(tmp_path / f"key{content is None}"))
+        if content:
+            (tmp_path / "keyFalse").write_bytes(content)
+            (tmp_path / "keyFalse").chmod(0o600)
+        assert execute(["doctor", str(tmp_path / "out"), "--device", "cpu"]) == 15
+        assert "fingerprint" in capsys.readouterr().out or content is None
+
+
+def test_doctor_asks_the_server_that_runs_are_reported_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(flows.engine, "REMOTE_S", 0.2)
+    assert flows.doctor._prefect().level == "fail"
+
+
+@pytest.mark.parametrize("section", ["mask", "phase", "acquisition"])
+def test_a_whole_section_of_settings_is_a_word_too(section: str) -> None:
+    override = override_from([f"{section}={{}}"])
+    assert override and override.settings and all(name.startswith(f"{section}.") for name in override.settings)

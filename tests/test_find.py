@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import pydicom
 import pytest
 from make_bids import bids
@@ -352,3 +353,31 @@ def test_what_is_not_qsm_is_declined_with_its_reason(folder: str, reason: str, s
     (aside,) = found.set_aside
     assert not found.scans and aside.code == "P001" and reason in aside.text
     assert aside.files == found.files_seen
+
+
+def test_a_file_that_cannot_be_read_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two datasets have a scan of one name, whose images are compared."""
+    for site in "ab":
+        bids(tmp_path / site, "sub-01")
+    bids(tmp_path / "a", "sub-02", scale=2)
+    locked = tmp_path / "b/sub-01/anat/sub-01_echo-2_part-phase_MEGRE.nii.gz"
+    true = Path.read_bytes
+    monkeypatch.setattr(nib, "load", refuse_at(locked, nib.load))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: refuse_at(locked, true)(path))
+    assert [scan.label for scan in find(tmp_path, KEY).scans].count("sub-02") == 1
+
+
+def refuse_at(locked: Path, true: Any) -> Any:
+    def opened(path: Path, *more: Any) -> Any:
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied")
+        return true(path, *more)
+
+    return opened
+
+
+def test_a_direction_of_zeros_states_none(tmp_path: Path) -> None:
+    bids(tmp_path, "sub-01")
+    for path in tmp_path.rglob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"B0_dir": [0, 0, 0]}))
+    assert search(tmp_path).scans[0].b0_dir == ()

@@ -381,3 +381,26 @@ def test_jobs_saved_meanwhile_do_not_disturb_the_one_at_work(source: Path, tmp_p
     other.save()
     assert (Job.load(job.folder), Job.load(job.folder, next=True)) == (job, other)
     assert Job.take(job.folder) and Job.load(job.folder) == other and not Job.take(job.folder)
+
+
+def test_workers_are_started_quiet(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They read the settings of Prefect when they begin: before anything is reported."""
+    for name in flows.engine.QUIET:
+        monkeypatch.delenv(name, raising=False)
+    hired: list[dict[str, str]] = []
+    true = flows.crew.Crew.start
+    monkeypatch.setattr(flows.crew.Crew, "start", lambda crew, n: (hired.append(dict(os.environ)), true(crew, n)))
+    outcomes(export(source, a=""), tmp_path / "out")
+    assert hired and all(flows.engine.QUIET.items() <= environment.items() for environment in hired)
+
+
+def test_an_interrupt_that_a_script_ignores_is_not_heeded(source: Path, tmp_path: Path) -> None:
+    """As in a shell script, for `chiron run ... &`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with hanging(export(source, a=""), tmp_path / "out", dict(os.environ), 3) as process:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.returncode == 0 and (tmp_path / "out" / "sub-a").is_dir()

@@ -525,3 +525,14 @@ def test_a_slow_copy_by_a_real_process_is_taken_whole(tmp_path: Path, exams: dic
             time.sleep(0.02)
     assert copying.returncode == 0 and looks > 3
     assert [same(scan, truth(exams[name])) for scan, name in zip(found, ("one", "two"), strict=True)] == [True, True]
+
+
+def test_the_sources_of_a_dataset_are_no_studies(inbox: Inbox) -> None:
+    """Though a look takes each study by itself, and the dataset is not in it."""
+    bids(inbox.folder / "ds", "sub-01")
+    write(inbox.folder / "ds/sourcedata/sub-01", patient="one")
+    bids(inbox.folder / "ds/sourcedata", "sub-02", described=False, scale=2)
+    bids(inbox.folder / "other/sourcedata/raw", "sub-03", scale=3)  # where there is no dataset
+    scans = inbox.settle().export.scans
+    assert sorted(scan.label for scan in scans) == ["sub-01", "sub-03"]
+    assert sorted(scan.label for scan in find(inbox.folder, KEY).scans) == ["sub-01", "sub-03"]

@@ -171,6 +171,58 @@ def test_a_decision_that_confirms_what_stands_is_one(dataset: Path) -> None:
     assert chosen.jobs[0].override and chosen.jobs[0].override.settings == {"method": "tkd", "tv.strength": 1.0}
 
 
+def test_a_decision_can_be_taken_back(dataset: Path) -> None:
+    """To the default as well: what a person names counts, whatever was decided before."""
+    output = dataset / "out"
+    wrong = Override.now({"phase.sign": "-", "acquisition.b0_tesla": 2.0})
+    bids(dataset / "two", "sub-02")
+    run_through(output, dataset / "two", wrong.apply(SETTINGS), override=wrong)
+    (job,) = choose(
+        output, Wanted("02"), lambda old: load(None, ["phase.sign=auto"], old), named=["phase.sign"], force=True
+    ).jobs
+    assert job.settings.phase.sign == "auto" and job.settings.acquisition.b0_tesla == 2.0
+    assert job.override and job.override.settings["phase.sign"] == "auto"
+
+
+def test_where_it_is_computed_is_no_decision(dataset: Path) -> None:
+    change = lambda old: load(base=old, device="cuda:1", keep_work=True)  # noqa: E731
+    (job,) = choose(dataset / "out", Wanted("01"), change, named=["device"], force=True).jobs
+    assert job.settings.device == "cuda:1" and job.override and job.override.settings == {}
+
+
+def test_masks_of_a_folder_are_found_whatever_a_renewal_changes(tmp_path: Path) -> None:
+    source, output, masks = tmp_path / "in", tmp_path / "out", tmp_path / "masks"
+    bids(source, "sub-01")
+    masks.mkdir()
+    mask = own_mask(masks / "sub-01.nii.gz")
+    asked = Override.now({"mask.file": str(masks)})
+    run_through(output, source, asked.apply(SETTINGS), override=asked)
+    for reason in ("", None):
+        (job,) = choose(output, Wanted("01"), lambda old: OTHER, reason=reason).jobs
+        assert job.settings.mask.file == str(mask)
+
+
+def test_late_files_free_a_waiting_decision_from_the_files_of_before(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01", echoes=(1, 2))
+    run_through(output, source)
+    (job,) = select(output, "01", method="rts")
+    ready(job)
+    assert job.expects
+    bids(source, "sub-01")
+    (waiting,) = plan(Batch(output), find(source, KEY), SETTINGS)
+    assert waiting.again and waiting.settings.method == "rts" and not waiting.expects
+
+
+def test_times_that_were_decided_make_no_other_input(dataset: Path) -> None:
+    """The headers state some, too: the input is what these say."""
+    output = dataset / "out"
+    bids(dataset / "two", "sub-02")
+    override = Override.now({"acquisition.echo_times_s": [0.005, 0.0091, 0.0133]})
+    run_through(output, dataset / "two", override.apply(SETTINGS), override=override)
+    assert run_through(output, dataset / "two")["sub-02"].text == ""
+
+
 def test_the_sites_own_renewal_keeps_what_a_person_decided(dataset: Path) -> None:
     output = dataset / "out"
     again(output, subject="01", method="rts")
@@ -263,6 +315,28 @@ def test_a_damaged_result_with_a_mask_that_nobody_knows_any_more_waits_for_it(tm
     assert record_of(output)["settings"]["mask"]["file"].startswith("sha256:")
 
 
+@pytest.mark.parametrize("loss", ["damaged", "grown"])
+def test_a_decided_mask_that_nobody_knows_any_more_is_asked_for(loss: str, tmp_path: Path) -> None:
+    source, output, mask = tmp_path / "in", tmp_path / "out", own_mask(tmp_path / "mask.nii.gz")
+    bids(source, "sub-01", echoes=(1, 2))
+    asked = Override.now({"mask.file": str(mask)})
+    run_through(output, source, asked.apply(SETTINGS), override=asked)
+    shutil.rmtree(output / ".chiron")
+    if loss == "damaged":
+        damage(output)
+    else:
+        bids(source, "sub-01")
+    assert states(run_through(output, source)) == {"sub-01": "X002"}
+    assert states(run_through(output, source, asked.apply(SETTINGS), override=asked)) == {"sub-01": "published"}
+
+
+def test_a_damaged_result_of_another_input_waits_for_a_person(dataset: Path) -> None:
+    damage(dataset / "out")
+    bids(dataset / "in", "sub-01", echoes=(1, 2), scale=2)
+    outcome = run_through(dataset / "out", dataset / "in")["sub-01"]
+    assert outcome.state == "already published" and "input has changed" in outcome.text
+
+
 def test_a_damaged_result_is_made_again_as_it_was(dataset: Path) -> None:
     output = dataset / "out"
     damage(output)
@@ -318,6 +392,22 @@ def test_manifests_tell_the_key_where_the_private_folder_is_gone(tmp_path: Path)
         key_of(output, file)
     with pytest.raises(ChironError, match="X004"):
         batch_run(output, source, b"x" * 32)
+
+
+def test_the_fingerprint_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that has none."""
+    import errno
+    import os
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "in").mkdir()
+    batch_run(tmp_path / "out", tmp_path / "in", KEY)
+    batch_run(tmp_path / "out", tmp_path / "in", KEY)
+    with pytest.raises(ChironError, match="X004"):
+        batch_run(tmp_path / "out", tmp_path / "in", b"x" * 32)
 
 
 def test_results_of_an_earlier_version_ask_for_their_key_too(dataset: Path) -> None:

@@ -19,6 +19,7 @@ from flows.night import counts, look
 from pipeline.errors import ChironError
 from pipeline.find import find
 from pipeline.ledger import NAME, read_manifests
+from pipeline.lock import try_lock
 from pipeline.publish import prepare
 from pipeline.publish.labels import FOLDER, Register
 from pipeline.recipe import Job
@@ -225,6 +226,108 @@ def test_what_is_set_aside_stands_under_the_label_of_its_person(tmp_path: Path) 
     assert counts(output)["published"]["usable"] == 4
 
 
+def test_runs_that_were_numbered_anew_keep_the_labels_of_their_scans(tmp_path: Path) -> None:
+    """A repeat that was found later, and put in front."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    for run, scale in ((1, 1), (2, 2)):
+        bids(source, f"sub-01_run-{run}", scale=scale)
+    run_through(output, source)
+    before = published(output)
+    for run, scale in ((1, 3), (2, 1), (3, 2)):
+        bids(source, f"sub-01_run-{run}", scale=scale)
+    assert "published" not in states(run_through(output, source)).values() and published(output) == before
+    aside = find_aside(output)
+    assert len(aside) == 1 and "acq- or run-" in aside[0]
+
+
+def find_aside(output: Path) -> list[str]:
+    return [r["failure"]["sentence"] for r in read_manifests(output) if r["state"] == "set aside"]
+
+
+def test_sites_without_folders_of_subjects_are_told_apart(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (tmp_path / "dataset_description.json").write_text("{}")
+    for scale, site in enumerate("ab", 1):
+        bids(tmp_path / "in" / site, f"sub-01_acq-{site}", scale=scale, described=False, folder=".")
+    assert set(states(run_through(output, tmp_path / "in")).values()) == {"G009"}
+    assert states(run_through(output, tmp_path / "in" / "a")) == {"sub-01_acq-a": "published"}
+    assert states(run_through(output, tmp_path / "in" / "b")) == {"sub-01_acq-b": "G009"}
+
+
+def test_patients_without_identity_are_told_apart_by_the_labels_that_they_are_given(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for number, label in enumerate(("P1", "P2")):
+        paths = write(tmp_path / label, seed=number)
+        edit(paths, lambda d: d.__setattr__("PatientID", ""))
+        assert set(states(run_through(output, tmp_path / label)).values()) == {"G004"}
+        (outcome,) = run_through(output, tmp_path / label, subject=label).values()
+        assert outcome.state == "published" and outcome.label.startswith(f"sub-{label}_")
+
+
+def test_records_of_what_is_set_aside_hide_and_replace_no_others(tmp_path: Path) -> None:
+    """Three sites with a `sub-01` of their own; and the first one's is done again, later."""
+    output = tmp_path / "out"
+    for scale, site in enumerate("abc", 1):
+        bids(tmp_path / site, "sub-01", scale=scale)
+        run_through(output, tmp_path / site)
+    assert counts(output)["set_aside"] == {"G009": 2}
+    file = output / "sub-01" / NAME
+    file.write_text(file.read_text().replace('"finished": "20', '"finished": "29'))
+    assert counts(output)["set_aside"] == {"G009": 2}
+    for site in "bc":
+        run_through(output, tmp_path / site, dataset_label=site)
+    assert not counts(output)["set_aside"] and counts(output)["published"]["usable"] == 3
+
+
+@pytest.mark.parametrize("lost", [FOLDER, ""])
+def test_what_was_set_aside_makes_nobody_the_owner_of_a_label(lost: str, tmp_path: Path) -> None:
+    """Where the register, or all of the private folder, is made anew from the manifests."""
+    output = tmp_path / "out"
+    bids(tmp_path / "a", "sub-01")
+    bids(tmp_path / "b", "sub-01_ses-2", scale=2)
+    write(tmp_path / "one", patient="one")
+    write(tmp_path / "two", patient="two", seed=4)
+    run_through(output, tmp_path / "a")
+    run_through(output, tmp_path / "one", subject="P7")
+    before = published(output)
+    for _ in range(2):
+        assert states(run_through(output, tmp_path / "b")) == {"sub-01_ses-2": "G009"}
+        assert set(states(run_through(output, tmp_path / "two", subject="P7")).values()) == {"G009"}
+        shutil.rmtree(output / ".chiron" / lost)
+    assert published(output) == before
+
+
+@pytest.mark.parametrize("name", ["desc-denoised", "space-orig", "res-hi", "foo-1"])
+def test_entities_that_a_result_has_itself_become_part_of_acq(name: str, tmp_path: Path) -> None:
+    bids(tmp_path / "in", "sub-01")
+    bids(tmp_path / "in", f"sub-01_{name}", scale=2)
+    labels = run_through(tmp_path / "out", tmp_path / "in")
+    assert set(labels) == {"sub-01", f"sub-01_acq-{name.replace('-', '')}"}
+
+
+def test_the_register_holds_nobody_up_to_read_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read before, and once, however often they are compared."""
+    import hashlib
+
+    import pipeline.find.scan
+
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01")
+    run_through(output, source)
+    pipeline.find.scan._digest_of.cache_clear()
+    read: list[bool] = []
+    true, lock = hashlib.file_digest, output / ".chiron/locks/labels.lock"
+
+    def watched(stream: Any, kind: str) -> Any:
+        with lock.open() as handle:
+            read.append(try_lock(handle.fileno()))
+        return true(stream, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", watched)
+    assert states(run_through(output, source)) == {"sub-01": "already published"}
+    assert read == [True] * 12
+
+
 def test_a_suffix_tells_two_scans_of_a_dataset_apart(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     bids(source, "sub-01", suffix="T2starw", scale=2)
@@ -333,6 +436,18 @@ def test_a_dataset_that_an_earlier_version_numbered_may_move(tmp_path: Path) -> 
         "sub-01_run-11": "already published",
         "sub-01_run-12": "already published",
     }
+
+
+def test_another_dataset_in_the_place_of_one_of_an_earlier_version_is_another(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    bids(source, "sub-01")
+    run_through(output, source)
+    before = published(output)
+    forget(output)
+    shutil.rmtree(source)
+    bids(source, "sub-01", scale=2)
+    bids(source, "sub-01_acq-b", scale=3)
+    assert set(states(run_through(output, source)).values()) == {"G009"} and published(output) == before
 
 
 def rename(output: Path, old: str, new: str) -> None:

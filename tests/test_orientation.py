@@ -119,6 +119,8 @@ def test_a_part_without_orientation_is_no_better(which: str, tmp_path: Path) -> 
     override = Acquisition(orientation="RAS")
     (scan,) = search(tmp_path, acquisition=override).scans
     assert nib.aff2axcodes(convert(scan, override, tmp_path / "scratch").grid.affine) == ("R", "A", "S")
+    (aside,) = search(tmp_path, acquisition=Acquisition(orientation="LAS")).set_aside  # a mirrored map
+    assert aside.code == "E022" and "RAS" in aside.text
 
 
 def test_an_orientation_that_the_images_state_is_kept(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from make_dicom import oblique, read, search, write
+from make_bids import bids
+from make_dicom import KEY, SHAPE, oblique, read, search, write
 
 from flows.batch import Batch, plan
 from flows.cli import execute
 from pipeline.errors import ChironError
-from pipeline.find import Export, Scan
+from pipeline.find import Export, Scan, find
 from pipeline.mask.own import check_source, find_mask, scan_grid, with_own_mask
 from pipeline.publish import prepare
 from pipeline.publish.manifest import plain_settings
@@ -182,3 +183,42 @@ def test_a_bids_scan_is_compared_by_its_image(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(mask, shifted(affine.copy())), tmp_path / "mask.nii.gz")
     with pytest.raises(ChironError, match="X002"):
         with_own_mask(masked(tmp_path / "mask.nii.gz"), scan)
+
+
+@pytest.mark.parametrize("damage", ["stream", "type"])
+def test_a_damaged_mask_is_told_as_that(damage: str, scans: list[Scan], tmp_path: Path) -> None:
+    file = save(tmp_path / f"mask.nii{'.gz' if damage == 'stream' else ''}", scans[0])
+    content = bytearray(file.read_bytes())
+    if damage == "stream":
+        content[len(content) // 2] ^= 0xFF
+    else:
+        content[70:72] = (999).to_bytes(2, "little")
+    file.write_bytes(content)
+    with pytest.raises(ChironError, match="X002"):
+        with_own_mask(masked(file), scans[0])
+
+
+@pytest.mark.parametrize("unit", ["meter", "micron"])
+def test_a_mask_in_mm_fits_a_scan_in_other_units(unit: str, tmp_path: Path) -> None:
+    bids(tmp_path / "in", "sub-01")
+    for path in (tmp_path / "in").rglob("*.nii.gz"):
+        image = nib.load(path)
+        image.header.set_xyzt_units(unit)
+        scale = {"meter": 1e-3, "micron": 1e3}[unit]
+        scaled = nib.Nifti1Image(
+            np.asarray(image.dataobj), np.diag([scale, scale, scale, 1]) @ image.affine, image.header
+        )
+        nib.save(scaled, path)
+    (scan,) = find(tmp_path / "in", KEY).scans
+    values = np.ones(SHAPE, np.uint8)
+    nib.save(nib.Nifti1Image(values, np.diag([1, 1.1, 2, 1])), tmp_path / "mask.nii.gz")
+    assert with_own_mask(masked(tmp_path / "mask.nii.gz"), scan).mask.file == str(tmp_path / "mask.nii.gz")
+
+
+@pytest.mark.parametrize("pattern", ["{label}", "{subject}", "{session}", "mine{run}"])
+def test_each_part_of_a_label_may_stand_in_a_pattern(pattern: str, scans: list[Scan], tmp_path: Path) -> None:
+    scan = scans[0].named(f"{scans[0].label}_run-3")
+    name = pattern.format(label=scan.label, subject=scan.subject, session=scan.session, run=scan.run)
+    file = save(tmp_path / f"{name}.nii.gz", scans[0])
+    check_source(str(tmp_path / f"{pattern}.nii.gz"))
+    assert with_own_mask(masked(tmp_path / f"{pattern}.nii.gz"), scan).mask.file == str(file)

@@ -105,3 +105,17 @@ def test_the_map_is_made_and_recorded_by_what_is_set() -> None:
     facts = invert(field, "dip", params).facts
     assert len(facts["loss"]) == 3 and facts["parameters"] == asdict(params)
     assert facts["parameters"]["iterations"] == 3 and facts["parameters"]["channels"] == (2, 3)
+
+
+def test_a_preset_counts_over_a_printed_list_of_all_settings(tmp_path: Path) -> None:
+    (tmp_path / "all.toml").write_text(show.settings_toml())
+    words = ["dip.preset=seed", "dip.iterations=100"]
+    assert load(tmp_path / "all.toml", words) == load(None, words)
+    (tmp_path / "some.toml").write_text("[dip]\nstrength = 0.0\n")  # said by a person, though it is the default
+    assert load(tmp_path / "some.toml", words).dip.strength == 0.0
+
+
+@pytest.mark.parametrize("word", ["also=[5]", "method=5"])
+def test_a_method_that_is_no_word_is_told(word: str) -> None:
+    with pytest.raises(ChironError, match="X001"):
+        load(None, [word])

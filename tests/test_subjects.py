@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import execute
-from flows.subjects import labels_in, named
+from flows.subjects import labels_in, matching
 from pipeline.errors import CATALOGUE, ChironError
 from pipeline.find import SetAside
 from pipeline.publish import prepare, record_set_aside
@@ -23,23 +23,27 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+ABC, ABD = LABELS[:2], LABELS[2:4]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["abc"], ("abc", "", "")),
-        (["sub-abc"], ("abc", "", "")),
-        (["SUB-abd"], ("abd", "", "")),
-        (["sub-abc_ses-1"], ("abc", "1", "")),
-        (["sub-abc_ses-2_run-1"], ("abc", "2", "1")),
-        (["abc", "2"], ("abc", "2", "")),
-        (["abc", "ses-2", "run-1"], ("abc", "2", "1")),
-        (["", "ses-1"], ("", "1", "")),
-        (["", "", ""], ("", "", "")),
-        (["sub-abd_acq-a_run-1"], ("sub-abd_acq-a_run-1", "", "")),
+        (["abc"], ABC),
+        (["sub-abc"], ABC),
+        (["SUB-abd"], ABD),
+        (["sub-abc_ses-1"], ABC[:1]),
+        (["sub-abc_ses-2_run-1"], ABC[1:]),
+        (["abc", "2"], ABC[1:]),
+        (["abc", "ses-2", "run-1"], ABC[1:]),
+        (["", "ses-1"], ABC[:1]),
+        (["", "", ""], LABELS[:4]),
+        (["sub-abd_acq-a_run-1"], ABD[1:]),
+        (["sub-abd_acq-a"], ABD[1:]),
     ],
 )
-def test_each_may_have_its_prefix(words: list[str], expected: tuple[str, str, str]) -> None:
-    assert named(LABELS, *words) == expected
+def test_each_may_have_its_prefix(words: list[str], expected: list[str]) -> None:
+    assert matching(LABELS, *words) == set(expected)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,8 @@ def test_each_may_have_its_prefix(words: list[str], expected: tuple[str, str, st
         (["abc", "3"], "no session ses-3"),
         (["abd", "1"], "no session ses-1"),
         (["abc", "2", "9"], "no run run-9"),
+        (["abd_acq-a_run-1", "", "2"], "no run run-2"),
+        (["abd_acq-b"], "no part acq-b"),
         (["", "nobody"], "ses-1, ses-2"),
         (["unknown"], "no subject sub-unknown"),
         (["sub-"], "no subject sub-"),
@@ -58,14 +64,14 @@ def test_each_may_have_its_prefix(words: list[str], expected: tuple[str, str, st
 )
 def test_what_is_not_there_is_told_with_what_is(words: list[str], told: str) -> None:
     with pytest.raises(ChironError) as caught:
-        named(LABELS, *words)
+        matching(LABELS, *words)
     assert caught.value.code == "X005" and CATALOGUE["X005"].exit == 11
     assert told in caught.value.sentence() and "chiron status" in caught.value.todo
 
 
 def test_of_many_only_near_ones_are_named() -> None:
     with pytest.raises(ChironError) as caught:
-        named([f"sub-p{number:03}" for number in range(200)], "p07")
+        matching([f"sub-p{number:03}" for number in range(200)], "p07")
     assert "one of 200" in caught.value.sentence() and "Did you mean sub-p" in caught.value.sentence()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.find import find
 from pipeline.invert import invert
 from pipeline.mask.shapes import largest
 from pipeline.quality import CHECKS, core, measure
-from pipeline.quality.verdict import LEVELS, Check
+from pipeline.quality.verdict import LEVELS, Check, judge
 from pipeline.recipe import Job, reconstruct
 from pipeline.settings import parse
 from pipeline.unwrap import unwrap
@@ -291,3 +292,10 @@ def test_the_clean_demo_is_usable(tmp_path: Path) -> None:
     quality = work.find("quality")
     assert quality and quality.facts["primary"] == usual["method"] == "dip"
     assert quality.facts["verdict"] == {"level": "usable", "reasons": []}
+
+
+def test_a_number_just_beyond_its_limit_reads_as_beyond_it() -> None:
+    numbers = {"first_echo_ms": 10.04, "longest_edge_mm": 2.7500001}
+    for reason in judge(numbers)["reasons"]:
+        number, limit = re.search(r"is ([\d.]+) .*\(above ([\d.]+) ", reason).groups()  # type: ignore[union-attr]
+        assert float(number) > float(limit), reason

@@ -90,6 +90,7 @@ def main() -> None:
         try:
             code = execute(sys.argv[1:])
         except KeyboardInterrupt:  # before a command had begun, or after its end
+            last_word("interrupted")
             code = INTERRUPTED
     leave(exit_code(code, out))
 

@@ -70,11 +70,11 @@ def inspect(
 
 def doctor(
     output: Annotated[
-        Path,
+        Path | None,
         typer.Argument(metavar="[OUTPUT]", help="Where results shall go: can it be written to, is there room?"),
-    ] = Path(),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    deep: Annotated[bool, typer.Option("--deep", help="Also start Prefect's server, as `serve` does.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also ask Prefect's server, or start one for a moment.")] = False,
 ) -> None:
     """Check that this machine has what a run needs.
 
@@ -158,15 +158,14 @@ def report(
 
     Example: chiron report /data/qsm sub-abc
     """
-    from flows.subjects import labels_in, named
+    from flows.subjects import labels_in, matching
     from pipeline.ledger import read_manifests
 
     labels = labels_in(_folder(output))
     if not subject.strip():
         raise typer.BadParameter("an empty SUBJECT: give a label, as `chiron status OUTPUT --all` lists them")
-    wanted = dict(zip(("sub", "ses", "run"), named(labels, subject), strict=True))
-    prefix = "_".join(f"{key}-{value.removeprefix('sub-')}" for key, value in wanted.items() if value)
-    mine = [record for record in read_manifests(output) if f"{record['label']}_".startswith(f"{prefix}_")]
+    wanted = matching(labels, subject)
+    mine = [record for record in read_manifests(output) if record["label"] in wanted]
     pages = [output / record["folder"] / name for record in mine for name in record["files"] if name.endswith(".html")]
     for page in pages:
         print(page)
@@ -174,7 +173,7 @@ def report(
         why = (record["failure"] or {}).get("code", "")
         print(f"{record['label']}  {record['state']} {why}, without a report".replace(" ,", ","), file=sys.stderr)
     if not mine:
-        print(f"{prefix}: no result yet", file=sys.stderr)
+        print(f"{', '.join(sorted(wanted))}: no result yet", file=sys.stderr)
     raise typer.Exit(0 if pages else NOTHING_DONE)
 
 

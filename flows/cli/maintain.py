@@ -32,7 +32,7 @@ def reprocess(
     ] = "",
     session: Annotated[str, typer.Option(help="Only this session.")] = "",
     run: Annotated[str, typer.Option(help="Only this run.")] = "",
-    state: Annotated[str, typer.Option(help="Only what is published, failed or interrupted.")] = "",
+    state: Annotated[str, typer.Option(help="Only what is published, failed, set aside or interrupted.")] = "",
     verdict: Annotated[str, typer.Option(help="Only results that are usable, check or do not use.")] = "",
     code: Annotated[str, typer.Option(help="Only what failed, or was warned of, with this code.")] = "",
     older: Annotated[bool, typer.Option("--older", help="Only what other settings or another version made.")] = False,
@@ -59,17 +59,16 @@ def reprocess(
     Example: chiron reprocess /data/qsm --verdict "do not use" --method rts
     """
     from flows.reprocess import Wanted, choose
-    from flows.subjects import labels_in, named
+    from flows.subjects import labels_in, matching
     from pipeline import settings as all_settings
 
     output = output.absolute()
     _is_ours(output)
     whole = all_settings.load(config, set or [], method=method, device=device) if config else None
-    if subject or session or run:
-        subject, session, run = named(labels_in(output), subject, session, run)
+    labels = matching(labels_in(output), subject, session, run) if subject or session or run else None
     chosen = choose(
         output,
-        Wanted(subject, session, run, state, verdict, code, older),
+        Wanted(state=state, verdict=verdict, code=code, older=older, labels=labels),
         lambda old: whole or all_settings.load(None, set or [], old, method=method, device=device),
         stage,
         force,

@@ -102,12 +102,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 
 def override_from(words: list[str]) -> Override | None:
     """What `section.name=value` words say of how the scans were made, which is kept for them."""
-    from pipeline.override import FACTS, Override, flat
+    from pipeline.override import FACTS, Override, flat, is_in
     from pipeline.settings import load
 
     names = [name for word in words if (name := word.partition("=")[0].strip()).partition(".")[0] in FACTS]
     plain = flat(load(None, words).model_dump(mode="json")) if names else {}
-    return Override.now({name: plain[name] for name in names}) if names else None
+    return Override.now({name: value for name, value in plain.items() if is_in(name, names)}) if names else None
 
 
 def time_budget(seconds: str | None) -> list[str]:

@@ -127,7 +127,8 @@ def _until_told(server: Child, workers: list[Child]) -> Iterator[threading.Event
             abort("interrupted")
         told.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield told
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.acquisition import Acquisition
 from pipeline.errors import ChironError
 from pipeline.find.bids import find_bids, image_entries
-from pipeline.find.dataset import SOURCES, root_of
+from pipeline.find.dataset import SourceData
 from pipeline.find.dicom import find_dicom
 from pipeline.find.listing import Entry, list_files
 from pipeline.find.scan import AcquisitionOf, Export, Ignored, Scan, SetAside, Volume
@@ -21,6 +21,7 @@ from pipeline.identity import Labels
 __all__ = ["AcquisitionOf", "Export", "Ignored", "Scan", "SetAside", "Volume", "find"]
 
 _NIFTI = (".nii", ".nii.gz")
+SOURCE = "source data in a BIDS dataset; to use it, give its folder as the input"
 
 
 def find(
@@ -49,7 +50,7 @@ def find(
     override = acquisition if callable(acquisition) else lambda *study: (acquisition or Acquisition(),)
     named, others = _by_kind(folder, entries)
     bids = find_bids(folder, named, key, subject, override, dataset_label)
-    others, ignored = _without_sources(bids, others, folder)
+    others, ignored = _without_sources(others, folder)
     dicom = find_dicom(others, key, subject, override, labels, progress)
     return Export(
         bids.scans + dicom.scans,
@@ -68,21 +69,16 @@ def _by_kind(folder: Path, entries: list[Entry]) -> tuple[list[Entry], list[Entr
     return named, [entry for entry in entries if entry.path not in taken]
 
 
-def _without_sources(bids: Export, entries: list[Entry], folder: Path) -> tuple[list[Entry], list[Ignored]]:
-    """Leave out NIfTI files, by their names, and what the scans of a BIDS dataset come from."""
-    roots = {root_of(folder, scan.files[0]) for scan in bids.scans}
+def _without_sources(entries: list[Entry], folder: Path) -> tuple[list[Entry], list[Ignored]]:
+    """Leave out NIfTI files, by their names, and what a BIDS dataset was made from."""
+    sources = SourceData(folder)
     rest: list[Entry] = []
     ignored: list[Ignored] = []
     for entry in entries:
         if not entry.code and entry.path.name.endswith(_NIFTI):
             ignored.append(Ignored(entry.ordinal, "F002", "a file that is no multi-echo image"))
-        elif not entry.code and _is_source(entry.path, folder, roots):
-            ignored.append(Ignored(entry.ordinal, "G007", "source data of a BIDS dataset, whose images are used"))
+        elif not entry.code and entry.path in sources:
+            ignored.append(Ignored(entry.ordinal, "G007", SOURCE))
         else:
             rest.append(entry)
     return rest, ignored
-
-
-def _is_source(path: Path, folder: Path, roots: set[Path]) -> bool:
-    inside = [parent for parent in path.parents if folder in parent.parents]
-    return any(parent.name == SOURCES and parent.parent in roots for parent in inside)

@@ -14,7 +14,7 @@ import nibabel as nib
 from pipeline.acquisition import Acquisition
 from pipeline.entities import in_order
 from pipeline.errors import ChironError, Notice
-from pipeline.find.dataset import PARTS, SOURCES, Image, Namer, Origin, ScanImages, home, without_copies
+from pipeline.find.dataset import PARTS, Image, Namer, Origin, ScanImages, SourceData, home, without_copies
 from pipeline.find.field_strength import FieldHeader, FieldStrength, field_strength
 from pipeline.find.listing import Entry
 from pipeline.find.orientation import Orientation, orientation
@@ -29,7 +29,8 @@ _NAME = re.compile(
 def image_entries(folder: Path, entries: list[Entry]) -> list[Entry]:
     """The entries that are images of a gradient echo by their name, outside of derivatives and source data."""
     named = [e for e in entries if _entities(e.path) and "derivatives" not in e.path.relative_to(folder).parts]
-    return [e for e in named if SOURCES not in e.path.relative_to(folder).parts] or named
+    sources = SourceData(folder)
+    return [e for e in named if e.path not in sources]
 
 
 def find_bids(
@@ -99,6 +100,7 @@ def _scan(origin: Origin, images: ScanImages, files: list[Path], names: Namer, a
     entities = dict(origin.entities)
     believed = acquisition(names.owner(origin), names.subject(origin), entities.get("ses", ""))
     b0_dir = numbers(used[0].facts.get("B0_dir"), 3)
+    b0_dir = b0_dir if any(b0_dir) else ()  # a vector of zeros states nothing
     (times, field, placed), given = first_usable(partial(_headers, used, numbers_of[parts[0]], b0_dir), believed)
     order = {echo: place for place, echo in enumerate(sorted(times, key=lambda e: times[e]))}
     volumes = (Volume(image.part, order[image.echo], (files.index(image.path),), (0,)) for image in used)
@@ -119,8 +121,9 @@ def _scan(origin: Origin, images: ScanImages, files: list[Path], names: Namer, a
         b0_dir=b0_dir,
         shape=_shape(used[0].path),
         phase_unit=next((str(image.facts.get("Units", "")) for image in used if image.part == "phase"), ""),
-        entities=tuple(pair for pair in origin.entities if pair[0] not in ("sub", "ses", "run")),
+        entities=names.others(origin),
         suffix=origin.suffix,
+        header_times_s=_header_times(images.used, numbers_of[parts[0]]),
         owner=names.owner(origin),
         label_source="option" if names.subject_override else "dataset",
         identity=(names.scan_id(origin),),
@@ -135,6 +138,13 @@ def _headers(
     vendor = vendor_of(used[0].facts.get("Manufacturer"))
     field = field_strength([FieldHeader.of_sidecar(image.facts) for image in used], vendor, acquisition.b0_tesla)
     return times, field, orientation([image.path for image in used], acquisition.orientation, b0_dir)
+
+
+def _header_times(used: list[Image], echoes: list[int]) -> tuple[float, ...]:
+    try:
+        return tuple(sorted(_echo_times(used, echoes, Acquisition()).values()))
+    except ChironError:
+        return ()
 
 
 def _notices(images: ScanImages, times: dict[int, float]) -> tuple[Notice, ...]:

@@ -1,8 +1,8 @@
 """Images with BIDS names -> the dataset and folder that each belongs to, and copies of one image told from others.
 
 Two datasets below one folder may both have a `sub-01`, and these are two people. So an image is known by its dataset
-(the folder that holds its `sub-<label>` folder, else the nearest one with a `dataset_description.json`), by its folder
-there, and by its entities.
+(the folder that holds its `sub-<label>` folder, else the nearest one with a `dataset_description.json`, else its own),
+by its folder there, and by its entities.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from pipeline.entities import Entities, label_of
+from pipeline.entities import Entities, label_of, of_scan
 from pipeline.errors import ChironError
 from pipeline.find.listing import Entry
 from pipeline.identity import internal_id
 
 PARTS = {"mag": "magnitude", "phase": "phase", "real": "real", "imag": "imaginary"}
 DESCRIPTION = "dataset_description.json"
+IMAGES = ("sub-*/*.nii*", "sub-*/anat/*.nii*", "sub-*/ses-*/*.nii*", "sub-*/ses-*/anat/*.nii*")  # of a dataset
 SOURCES = "sourcedata"  # of a BIDS dataset: what its images were made from
 
 
@@ -62,7 +63,7 @@ class Image:
             facts = repr(sorted(self.facts.items())).encode()
             return hashlib.sha256(values.tobytes() + place.tobytes() + facts).hexdigest()
         except Exception:  # a damaged file can make the parser fail in any way; it equals nothing but its own bytes
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+            return _digest_of_bytes(self.path)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,26 @@ class ScanImages:
     conflict: ChironError | None = None
 
 
+class SourceData:
+    """The files below an input folder that a BIDS dataset there was made from: those in its `sourcedata`.
+
+    It is told by what is on the disk, for not all of a dataset need be looked at at once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._known = folder, dict[Path, bool]()
+
+    def __contains__(self, path: Path) -> bool:
+        inside = [parent for parent in path.parents if self.folder in parent.parents]
+        return any(parent.name == SOURCES and self._is_dataset(parent.parent) for parent in inside)
+
+    def _is_dataset(self, folder: Path) -> bool:
+        if folder not in self._known:
+            images = (path for pattern in IMAGES for path in folder.glob(pattern))
+            self._known[folder] = next(images, None) is not None
+        return self._known[folder]
+
+
 @dataclass(frozen=True)
 class Namer:
     """Labels and keyed identities of what stands below an input folder."""
@@ -101,8 +122,11 @@ class Namer:
 
     def label(self, origin: Origin) -> str:
         entities = dict(origin.entities)
-        others = [pair for pair in origin.entities if pair[0] not in ("sub", "ses", "run")]
-        return label_of(self.subject(origin), entities.get("ses", ""), entities.get("run", ""), others)
+        return label_of(self.subject(origin), entities.get("ses", ""), entities.get("run", ""), self.others(origin))
+
+    def others(self, origin: Origin) -> Entities:
+        """The entities of a label besides subject, session and run."""
+        return tuple(pair for pair in of_scan(origin.entities) if pair[0] not in ("sub", "ses", "run"))
 
     def owner(self, origin: Origin) -> str:
         """A person is a subject of one dataset."""
@@ -114,9 +138,17 @@ class Namer:
         return internal_id(self.key, "dataset", str(origin.root.resolve()), place, origin.suffix, *names)
 
 
+def _digest_of_bytes(path: Path) -> str:
+    """Of a file that cannot be read its path, which no other equals: its conversion will tell."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return str(path)
+
+
 def root_of(folder: Path, image: Path) -> Path:
     """The dataset of an image below the input `folder`."""
-    return _holder(image) or _described(image) or folder
+    return _holder(image) or _described(folder, image) or image.parent
 
 
 def home(root: Path, image: Path) -> Path:
@@ -173,9 +205,10 @@ def _equal(one: ScanImages, other: ScanImages) -> bool:
     return a.keys() == b.keys() and all(a[slot].content == b[slot].content for slot in a)
 
 
-def _described(image: Path) -> Path | None:
-    """The nearest folder above an image that says it is a dataset."""
-    return next((parent for parent in image.parents if (parent / DESCRIPTION).is_file()), None)
+def _described(folder: Path, image: Path) -> Path | None:
+    """The nearest folder above an image, `folder` or one in it, that says it is a dataset."""
+    inside = [parent for parent in image.parents if parent == folder or folder in parent.parents]
+    return next((parent for parent in inside if (parent / DESCRIPTION).is_file()), None)
 
 
 def _holder(image: Path) -> Path | None:

@@ -38,8 +38,8 @@ class _Study:
 
     @property
     def owner(self) -> str:
-        """Keyed hash of the patient's identity."""
-        return internal_id(self.key, "patient", self.patient)
+        """Keyed hash of the patient's identity; where images have none, of the label that a person gave."""
+        return internal_id(self.key, "patient", self.patient or f"\\{self.subject}")
 
     def identity(self, images: Iterable[Image]) -> tuple[str, ...]:
         """Keyed hashes that later files of the scan of these images share with it."""

@@ -53,9 +53,18 @@ def orientation(paths: Sequence[Path], axes: str = "", b0_dir: Sequence[float] =
     if not axes:
         raise _missing(lacking, len(headers), list(headers.values()), b0_dir)
     _check_direction(axes, b0_dir)
+    codes = {"".join(nib.aff2axcodes(affine)) for affine in stated.values() if affine is not None}
+    if codes - {axes.upper()}:
+        found = f"{' and '.join(sorted(codes))}, which {len(headers) - lacking} of {len(headers)} images state"
+        todo = "Give that with --orientation, or take the images apart that do not belong together."
+        raise ChironError("E022", f"the orientation {axes.upper()} for images of {found}", "one for all", todo)
     why = f"{lacking} of {len(headers)} images state none; {in_words(axes)}"
-    notice = Notice("E022", f"The images have no orientation of their own; {axes.upper()} of --orientation is used.")
-    affines = {path: affine_of(header, axes) for path, header in headers.items()}
+    which = "The images have" if lacking == len(headers) else f"{lacking} of {len(headers)} images have"
+    notice = Notice("E022", f"{which} no orientation of their own; {axes.upper()} of --orientation is used.")
+    affines = {path: affine for path, affine in stated.items() if affine is not None}
+    for path in headers.keys() - affines.keys():
+        twins = (other for other in stated if other in affines and _shape(headers[other]) == _shape(headers[path]))
+        affines[path] = next((affines[twin] for twin in twins), affine_of(headers[path], axes))
     return Orientation(affines, (notice,), (Decision("orientation", axes.upper(), why, "--orientation"),))
 
 
@@ -100,6 +109,10 @@ def affine_of(header: Any, axes: str) -> Matrix:
     return affine
 
 
+def _shape(header: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in header["dim"][1:4])
+
+
 def _spans(matrix: Matrix) -> bool:
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if not np.isfinite(matrix).all() or not (lengths > 0).all():
@@ -132,7 +145,7 @@ def _missing(lacking: int, count: int, headers: Sequence[Any], b0_dir: Sequence[
 
 def _check_direction(axes: str, b0_dir: Sequence[float]) -> None:
     """E022 where the foot-head axis of the codes is far from B0 as the sidecar states it."""
-    if not b0_dir:
+    if not np.linalg.norm(b0_dir):
         return
     along = abs((directions(axes) @ np.asarray(b0_dir, dtype=float))[2]) / float(np.linalg.norm(b0_dir))
     angle = float(np.degrees(np.arccos(min(1.0, along))))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -56,6 +56,7 @@ class Scan:
     shape: tuple[int, ...] = ()  # voxels of one volume, as the headers tell them
     entities: Entities = ()  # that a BIDS name has besides subject, session and run
     suffix: str = ""  # of a BIDS name
+    header_times_s: tuple[float, ...] = ()  # of echoes, as BIDS sidecars state them; empty where they do not
     owner: str = ""  # keyed hash of the person: a patient's identity, or a subject of one BIDS dataset
     label_source: Literal["", "pseudonym", "table", "option", "dataset"] = ""  # where the subject's label comes from
     identity: tuple[str, ...] = ()  # keyed hashes that later files of this scan share with it, and no other scan
@@ -91,7 +92,8 @@ class Scan:
 
     @cached_property
     def _digest(self) -> str:
-        facts = (self.echo_times_s, self._stated_tesla, self.b0_dir, self.phase_unit) if self.source == "bids" else ()
+        times = self.header_times_s or self.echo_times_s
+        facts = (times, self._stated_tesla, self.b0_dir, self.phase_unit) if self.source == "bids" else ()
         whole = hashlib.sha256(json.dumps(facts).encode())
         for digest in sorted(self._file_digests):
             whole.update(digest)
@@ -180,9 +182,16 @@ def reason(error: ChironError) -> str:
 
 def _file_digest(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
+        state = path.stat()
+        return _digest_of(path, state.st_size, state.st_mtime_ns)
     except FileNotFoundError:
         raise ChironError("F016", "a file of the scan that vanished") from None
     except OSError as error:
         raise ChironError("F015", f"a file of the scan that cannot be read ({error.strerror})") from None
+
+
+@lru_cache(maxsize=2**16)
+def _digest_of(path: Path, size: int, mtime_ns: int) -> bytes:
+    """Of a file that was this large and last written then: one that has changed is read again."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

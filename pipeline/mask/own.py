@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from pipeline.convert.dicom import header_grid
 from pipeline.errors import ChironError
+from pipeline.find.orientation import stated_affine
 from pipeline.find.scan import Scan
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NAMES = ("{label}_desc-brain_mask", "{label}_mask", "{label}")  # in a folder, the first that is there
 FOLDERS = ("", "anat", "sub-{subject}", "sub-{subject}/anat", "sub-{subject}/ses-{session}/anat")
 ENDINGS = (".nii.gz", ".nii")
+KEYS = ("label", "subject", "session", "run")  # that a pattern may hold, in braces
 APART = 0.5  # of the smallest voxel edge: corners nearer than that are the same place
 
 Grid = tuple[tuple[int, ...], NDArray[Any]]
@@ -85,14 +86,14 @@ def find_mask(text: str, scan: Scan) -> Path:
 
 
 def is_pattern(text: str) -> bool:
-    return "{label}" in text or "{subject}" in text
+    return any(f"{{{key}}}" in text for key in KEYS)
 
 
 def load(file: Path) -> Any:
     """The image of a mask, with three axes; X002 where it is none."""
     try:
         image = nib.funcs.squeeze_image(nib.load(file))
-    except (OSError, ValueError, EOFError, ImageFileError) as error:
+    except Exception as error:  # a damaged file can make the parser fail in any way
         why = type(error).__name__ if not isinstance(error, FileNotFoundError) else "there is no such file"
         raise ChironError("X002", f"a mask that cannot be read ({why})", "a NIfTI file") from None
     if len(image.shape) != 3:
@@ -104,7 +105,7 @@ def voxels(image: Any) -> NDArray[np.bool_]:
     """Where the mask is; X002 where its values are neither zero nor one other number."""
     try:
         values = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # as above
         raise ChironError("X002", f"a mask that cannot be read ({type(error).__name__})", "a NIfTI file") from None
     inside: NDArray[np.bool_] = values != 0
     if inside.any():
@@ -115,7 +116,9 @@ def voxels(image: Any) -> NDArray[np.bool_]:
 
 
 def grid_of(image: Any) -> Grid:
-    return tuple(image.shape), np.asarray(image.affine)
+    """Shape and affine in mm, as the conversion takes it."""
+    affine = stated_affine(image.header)
+    return tuple(image.shape), np.asarray(image.affine) if affine is None else affine
 
 
 def scan_grid(scan: Scan) -> Grid | None:
@@ -159,7 +162,7 @@ def _candidates(folder: Path, scan: Scan) -> Iterator[Path]:
 
 
 def _filled(text: str, scan: Scan) -> str:
-    for key in ("label", "subject", "session", "run"):
+    for key in KEYS:
         text = text.replace(f"{{{key}}}", getattr(scan, key))
     return text
 

@@ -7,17 +7,27 @@ A failure never touches what is published. What another result takes the place o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.disk import coded_disk
 from pipeline.errors import ChironError, Decision, Notice
 from pipeline.find import Scan, SetAside
 from pipeline.find.scan import UNKNOWN
 from pipeline.invert import chosen_methods
-from pipeline.ledger import NAME, Record, read, read_manifests, records_of, session_of, version_folder, versions
+from pipeline.ledger import (
+    NAME,
+    Record,
+    read,
+    read_manifests,
+    records_of,
+    session_of,
+    signs,
+    version_folder,
+    versions,
+)
 from pipeline.lock import if_free, locked
 from pipeline.publish import manifest as ledger
 from pipeline.publish.dataset import cite, prepare, private
@@ -30,7 +40,7 @@ from pipeline.publish.standing import already_published, stays
 from pipeline.publish.swap import keep, put, recover
 from pipeline.recipe import Job, recipe
 from pipeline.report import citations, write_report
-from pipeline.work import Result, disk_error
+from pipeline.work import Result
 
 __all__ = [
     "Damage",
@@ -48,7 +58,7 @@ __all__ = [
 ]
 
 
-KEPT_UNKNOWN = 1000  # records of files that could not be told to be anyone's
+KEPT_ASIDE = 1000  # records under one label, or of files that could not be told to be anyone's
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def publish(job: Job, output: Path, failure: ChironError | None = None) -> Publi
     what it was, R006 where another run publishes this subject for minutes. The output is then as it was before.
     """
     prepare(output)
-    with _coded(), locked(private(output) / "locks" / f"sub-{job.scan.subject}.lock"):
+    with coded_disk(), locked(private(output) / "locks" / f"sub-{job.scan.subject}.lock"):
         return _publish_failure(job, output, failure) if failure else _publish_results(job, output)
 
 
@@ -85,13 +95,18 @@ def record_set_aside(output: Path, found: Iterable[SetAside]) -> None:
     for label, ones in by_label.items():
         aside, final = private(output) / "publish" / f"set-aside_{label}", output / "set-aside" / label
         records = [ledger.aside_record(one) for one in ones]
-        with _coded(), locked(private(output) / "locks" / f"set-aside_{label}.lock"):
+        with coded_disk(), locked(private(output) / "locks" / f"set-aside_{label}.lock"):
             recover(aside, final)
-            if label == UNKNOWN:  # not one scan but all that nobody could name: nothing takes its place
-                said = {record["failure"]["sentence"] for record in records}
-                earlier = [r for r in read(final) if r["failure"]["sentence"] not in said]
-                records = [*earlier, *records][-KEPT_UNKNOWN:]
+            earlier = [r for r in read(final) if not any(_is_same_aside(r, record) for record in records)]
+            records = [*earlier, *records][-KEPT_ASIDE:]
             put(aside, final, {NAME: as_json(ledger.manifest(records))})
+
+
+def _is_same_aside(earlier: Record, now: Record) -> bool:
+    """Whether a record takes the place of an earlier one: of the same scan or, of unnamed files, of the same fault."""
+    if earlier["label"] == UNKNOWN:
+        return bool(earlier["failure"]["sentence"] == now["failure"]["sentence"])
+    return not signs(earlier) or not signs(now) or bool(signs(earlier) & signs(now))
 
 
 def recover_all(output: Path) -> list[str]:
@@ -99,7 +114,7 @@ def recover_all(output: Path) -> list[str]:
     found = []
     for aside in sorted((private(output) / "publish").glob("*")):
         label, final, lock = _place(output, aside.name)
-        with _coded(), if_free(locked(private(output) / "locks" / lock, 0)) as free:
+        with coded_disk(), if_free(locked(private(output) / "locks" / lock, 0)) as free:
             if free:
                 recover(aside, final)
                 found.append(label)
@@ -222,12 +237,3 @@ def _proven_stages(job: Job) -> dict[str, Result]:
 
 def _stage_names(job: Job) -> list[str]:
     return [stage.name for stage in recipe(job.settings)]
-
-
-@contextmanager
-def _coded() -> Iterator[None]:
-    """A failed write becomes S001 or S002."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error) from error

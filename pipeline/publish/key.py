@@ -5,15 +5,14 @@ It stands in the private folder and in every manifest, which tell it where the p
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
 from pipeline.errors import ChironError
-from pipeline.identity import key_file, load_key, pseudonym
+from pipeline.identity import existing_key, load_key, pseudonym
 from pipeline.ledger import read_manifests
 from pipeline.publish.dataset import private
-from pipeline.publish.swap import write
+from pipeline.publish.swap import put_once, write
 from pipeline.work import disk_error
 
 NAME = "key-fingerprint"
@@ -24,16 +23,19 @@ def key_of(output: Path, file: Path | None = None) -> bytes:
 
     X004 where the key is missing or is another one than that of the output, and what `load_key` raises.
     """
-    if not (file or key_file()).exists() and (recorded(output) or read_manifests(output)):
-        raise ChironError("X004", "no pseudonym key, and results that were made with one", "the key file of OUTPUT")
+    check_key(output, existing_key(file))
     key = load_key(file)
     check_key(output, key)
     return key
 
 
-def check_key(output: Path, key: bytes) -> None:
-    """X004 where results in `output` were made with another key."""
+def check_key(output: Path, key: bytes | None) -> None:
+    """X004 where results in `output` were made with another key, or with one where there is none now."""
     known = recorded(output)
+    if key is None:
+        if known or read_manifests(output):
+            raise ChironError("X004", "no pseudonym key, and results that were made with one", "the key file of OUTPUT")
+        return
     if known and known != fingerprint(key):
         raise ChironError("X004", f"a key with the fingerprint {fingerprint(key)}", f"the one with {known}")
 
@@ -44,7 +46,7 @@ def record_key(output: Path, key: bytes) -> None:
     aside = private(output) / f".{NAME}.{secrets.token_hex(8)}"
     try:
         write(aside, fingerprint(key).encode())
-        os.link(aside, private(output) / NAME)
+        put_once(aside, private(output) / NAME)
     except FileExistsError:
         check_key(output, key)
     except OSError as error:

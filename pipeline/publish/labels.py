@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import coded_disk
 from pipeline.entities import label_of, split
 from pipeline.errors import ChironError
 from pipeline.find import Export, Scan, SetAside
@@ -28,6 +28,9 @@ from pipeline.publish.swap import write_in_place
 from pipeline.recipe import Job
 
 FOLDER = "labels"
+ELSEWHERE = "Use another output folder, or move this dataset to a folder of its own and give it --dataset-label."
+OTHER_NAME = "Name it so that its label is its own, by an entity such as acq- or run-, or use another output folder."
+OTHER_LABEL = "Give this patient another label with --subject or --labels, or use another output folder."
 EARLIER = (
     "An earlier version did not record whose label it is. If it is this person's, run once with the input of a result "
     "that stands under it. If not, give another label."
@@ -127,6 +130,14 @@ class Register:
         except (OSError, ValueError, KeyError, TypeError):
             return set()
 
+    def unchanged_files_of(self, entry: Entry) -> set[Path]:
+        """The same, where they are still what the result was made from."""
+        try:
+            scan = Job.load(private(self.output) / "work" / entry.scan, next=True).scan
+            return set(scan.files) if scan.content_digest() in self.digests_of(entry.label) else set()
+        except (OSError, ValueError, KeyError, TypeError, ChironError):
+            return set()
+
     def digests_of(self, label: str) -> set[str]:
         """Digests of the inputs that results of a label were made from."""
         return {str(record.get("input_digest")) for record in records_of(self.output, label)}
@@ -141,7 +152,8 @@ class Register:
         final, self.folder = self.folder, self.folder.with_name(f"{FOLDER}.new")
         self.folder.mkdir(mode=0o700, exist_ok=True)
         for record in read_manifests(self.output):
-            self._put(record)
+            if record["state"] != "set aside":  # which takes no label
+                self._put(record)
         for folder in (private(self.output) / "work").glob("*"):
             try:
                 scan = Job.load(folder, next=True).scan
@@ -177,12 +189,20 @@ class Register:
 @contextmanager
 def register(output: Path) -> Iterator[Register]:
     """The labels of `output`, for one process at a time; what was given meanwhile is saved. R006, S001 or S002."""
-    with locked(private(output) / "locks" / "labels.lock"):
+    with coded_disk(), locked(private(output) / "locks" / "labels.lock", held="another run gives labels"):
         labels = Register(output)
         if not labels.folder.is_dir():
             labels.build()
         yield labels
         labels.save()
+
+
+def read_ahead(export: Export, output: Path) -> None:
+    """Digest the images that `settled` will compare, before it keeps other processes waiting."""
+    labels = Register(output)
+    for scan in export.scans:
+        if scan.source == "bids" and labels.subject_of(scan.owner):
+            _images(scan)
 
 
 def settled(export: Export, labels: Register) -> Export:
@@ -227,8 +247,8 @@ def _settle(scans: Sequence[Scan], labels: Register) -> tuple[list[Scan], list[S
             aside += [SetAside.of(scan, error) for scan in mine]
             continue
         for place, one in zip(places, _labelled(labels, person, mine), strict=True):
-            if isinstance(one, ChironError):
-                aside.append(SetAside.of(scans[place], one))
+            if isinstance(one, ChironError):  # its name, and so its id, may be that of a scan with a result
+                aside.append(replace(SetAside.of(scans[place], one), scan="", identity=()))
             else:
                 settled[place] = one
     return [settled[place] for place in sorted(settled)], aside
@@ -236,15 +256,14 @@ def _settle(scans: Sequence[Scan], labels: Register) -> tuple[list[Scan], list[S
 
 def _refuse_other_images(labels: Register, scans: list[Scan]) -> None:
     """G009 where a BIDS dataset took the place of another: it has none of the images that results were made from."""
-    person = labels.subject_of(scans[0].owner)
+    person = labels.person_of(scans)
     if not person or scans[0].source != "bids":
         return
-    shared = []
-    for entry, scan in product(person.entries.values(), scans):
-        if set(entry.identity) & set(scan.identity) and (images := labels.images_of(entry.label)):
-            shared.append(bool(images & _images(scan)))
-    if shared and not any(shared):
-        raise _taken(person.label, "another dataset, which was at the same place before,")
+    ids = {sign for scan in scans for sign in (scan.id, *scan.identity)}
+    here = [entry for entry in person.entries.values() if ids & {entry.scan, *entry.identity}]
+    made_from = set().union(*(labels.images_of(entry.label) for entry in here))
+    if made_from and not made_from & set().union(*map(_images, scans)):
+        raise _taken(person.label, "another dataset, which was at the same place before,", ELSEWHERE)
 
 
 def _images(scan: Scan) -> set[str]:
@@ -267,7 +286,7 @@ def _person(labels: Register, scans: list[Scan]) -> Subject:
     subject = labels.subject(label)
     given = bool(subject.owners or (subject.entries and source != "pseudonym"))  # a pseudonym is of one patient
     if owner and owner not in subject.owners and given and not _same_person(labels, subject, scans):
-        todo = "" if subject.owners or source == "dataset" else EARLIER
+        todo = "" if source == "dataset" else OTHER_LABEL if subject.owners else EARLIER
         raise _taken(label, "another person, or a subject of another dataset", todo)
     subject.own(owner)
     return subject
@@ -278,28 +297,36 @@ def _taken(subject: str, who: str, todo: str = "") -> ChironError:
 
 
 def _same_person(labels: Register, subject: Subject, scans: list[Scan]) -> bool:
-    """Whether a scan has the very content, or files, of one that has a label: a dataset that was moved, or looked at by
-    an earlier version, which did not tell whose a label is. Not where another has the label of one and other images."""
+    """Whether a scan has the id or the very content of one that has a label, or lies beside it where that is unchanged:
+    a dataset that was moved, or looked at by an earlier version, which did not tell whose a label is.
+
+    Not where a scan has the label of one and other images."""
     if any(_is_another(labels, subject, scan) for scan in scans):
         return False
     for entry in subject.entries.values():
         for scan in scans:
             if scan.id == entry.scan or _holds_same(labels, entry, scan):
                 return True
-    homes = {home for entry in subject.entries.values() for home in map(_home, labels.files_of(entry))}
-    return not subject.owners and any(_home(path) in homes for scan in scans for path in scan.files)
-
-
-def _is_another(labels: Register, subject: Subject, scan: Scan) -> bool:
-    """Whether a result of this label was made from none of the images of the scan."""
-    entry = subject.entries.get(scan.label.lower())
-    images = labels.images_of(entry.label) if entry and scan.source == "bids" and entry.scan != scan.id else set()
-    return bool(images) and not images & _images(scan)
+    if subject.owners or scans[0].source != "bids":
+        return False
+    homes = {home for entry in subject.entries.values() for home in map(_home, labels.unchanged_files_of(entry))}
+    return any(_home(path) in homes for scan in scans for path in scan.files)
 
 
 def _home(path: Path) -> Path:
-    """The outermost folder of a subject, else the folder of a file."""
-    return next((parent for parent in reversed(path.parents) if parent.name.startswith("sub-")), path.parent)
+    """The folder of a file's subject, else of the file."""
+    return next((parent for parent in path.parents if parent.name.startswith("sub-")), path.parent)
+
+
+def _is_another(labels: Register, subject: Subject, scan: Scan) -> bool:
+    entry = subject.entries.get(scan.label.lower())
+    return entry is not None and entry.scan != scan.id and _has_other_images(labels, entry, scan)
+
+
+def _has_other_images(labels: Register, entry: Entry, scan: Scan) -> bool:
+    """Whether the result of a label was made from none of the images of a scan with a BIDS name."""
+    images = labels.images_of(entry.label) if scan.source == "bids" else set()
+    return bool(images) and not images & _images(scan)
 
 
 def _holds_same(labels: Register, entry: Entry, scan: Scan) -> bool:
@@ -322,7 +349,8 @@ def _labelled(labels: Register, person: Subject, scans: list[Scan]) -> list[Scan
         scan, entry = scans[place], known.get(place)
         label = entry.label if entry else _free_label(person, scan, bool(sessions[scan.session]))
         if not label:
-            result[place] = ChironError("G009", f"the label {scan.label}, which another scan has", "one for each scan")
+            found = f"the label {scan.label}, which another scan has"
+            result[place] = ChironError("G009", found, "one for each scan", OTHER_NAME)
             continue
         added = person.add(label, entry.scan if entry else scan.id, scan.identity, scan.suffix)
         owner = person.owners[0] if person.owners else ""
@@ -335,7 +363,7 @@ def _recognised(labels: Register, person: Subject, scans: list[Scan]) -> dict[in
     signs: tuple[Callable[[Entry, Scan], bool], ...] = (
         lambda entry, scan: entry.scan == scan.id,
         lambda entry, scan: bool(set(entry.identity) & set(scan.identity)),
-        lambda entry, scan: not entry.identity and bool(labels.files_of(entry) & set(scan.files)),
+        lambda entry, scan: not entry.identity and _has_same_files(labels, entry, scan),
         lambda entry, scan: scan.source == "bids" and _holds_same(labels, entry, scan),
     )
     known: dict[int, Entry] = {}
@@ -344,9 +372,14 @@ def _recognised(labels: Register, person: Subject, scans: list[Scan]) -> dict[in
             if entry in known.values():
                 continue
             matches = [place for place, scan in enumerate(scans) if place not in known and sign(entry, scan)]
-            if len(matches) == 1:
+            if len(matches) == 1 and not _has_other_images(labels, entry, scans[matches[0]]):
                 known[matches[0]] = entry
     return known
+
+
+def _has_same_files(labels: Register, entry: Entry, scan: Scan) -> bool:
+    """Whether the scan has files that a scan of an earlier version had, in the same session."""
+    return split(entry.label)[1] == scan.session and bool(labels.files_of(entry) & set(scan.files))
 
 
 def _free_label(person: Subject, scan: Scan, session_known: bool) -> str:

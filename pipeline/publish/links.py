@@ -106,7 +106,10 @@ def _name_of(links: Mapping[str, str], output: Path, origin: _Origin) -> str:
 
 def _place(output: Path, link: str) -> Path | None:
     """Where a link leads on this machine; None where it leads elsewhere."""
-    parts = urlsplit(link)
+    try:
+        parts = urlsplit(link)
+    except ValueError:  # of a link that somebody wrote
+        return None
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost") or not parts.path:
         return None
     path = output / unquote(parts.path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pipeline
+from models.params import filled
 from pipeline.errors import ChironError
 from pipeline.find import Scan
 from pipeline.invert import chosen_methods
@@ -20,7 +21,7 @@ from pipeline.override import Override, difference, flat
 from pipeline.publish.dataset import private
 from pipeline.publish.manifest import intact, plain_settings, same_field
 from pipeline.recipe import Job
-from pipeline.settings import Settings, load, parse
+from pipeline.settings import PRESET, Settings, load, parse
 
 State = Literal["absent", "damaged", "grown", "changed", "same"]
 NOT_OF_THE_RESULT = ("device", "keep_work")
@@ -43,11 +44,9 @@ def standing(output: Path, job: Job) -> Standing:
     record = published_record(output, job.scan.label)
     if record is None:
         return Standing("absent", {})
-    if not intact(output, record):
-        return Standing("damaged", record)
-    if record["input_digest"] == job.scan.content_digest():
-        return Standing("same", record)
-    return Standing("grown" if _has_grown(record, job.scan) else "changed", record)
+    if record["input_digest"] != job.scan.content_digest():
+        return Standing("grown" if _has_grown(record, job.scan) else "changed", record)
+    return Standing("same" if intact(output, record) else "damaged", record)
 
 
 def _has_grown(record: Record, scan: Scan) -> bool:
@@ -82,7 +81,9 @@ def published_record(output: Path, label: str) -> Record | None:
 
 def differs(record: Record, settings: Settings) -> dict[str, Any]:
     """The settings, by name, by which a result made now would be another than the one of the record."""
-    before = {**flat(load().model_dump(mode="json")), **flat(record["settings"])}  # an older version had fewer settings
+    made = record["settings"]
+    presets = {name: filled(PRESET[name], made[name]) for name in PRESET if isinstance(made.get(name), dict)}
+    before = {**flat(load().model_dump(mode="json")), **flat(made | presets)}  # an older version had fewer settings
     changes = difference(before, plain_settings(settings))
     same_methods = record["methods"] == list(chosen_methods(settings))
     dropped = (*NOT_OF_THE_RESULT, *(("method", "also") if same_methods else ()))

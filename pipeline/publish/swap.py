@@ -86,6 +86,18 @@ def write(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def put_once(aside: Path, final: Path) -> None:
+    """Give the file `aside` the name `final` as well, or where there are no links only that; FileExistsError."""
+    try:
+        os.link(aside, final)
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        if final.exists():
+            raise FileExistsError(final) from None
+        aside.replace(final)
+
+
 def write_in_place(path: Path, content: bytes, scratch: Path) -> None:
     """Replace one file as a whole, by way of the folder `scratch`, unless it holds `content` already."""
     if path.is_file() and path.read_bytes() == content:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +29,12 @@ class Check:
         return value < self.limit if self.side == "below" else value > self.limit
 
     def sentence(self, value: float) -> str:
-        return f"{self.what} {self.form.format(value)} ({self.side} {self.form.format(self.limit)}): {self.meaning}."
+        form = next((form for form in self._finer() if form.format(value) != form.format(self.limit)), self.form)
+        return f"{self.what} {form.format(value)} ({self.side} {form.format(self.limit)}): {self.meaning}."
+
+    def _finer(self) -> Iterator[str]:
+        """The form, and such with more digits: number and limit must not read the same."""
+        yield from (re.sub(r"\.(\d)", lambda m, n=n: f".{int(m[1]) + n}", self.form) for n in range(6))  # type: ignore[misc]
 
 
 CHECKS = (
