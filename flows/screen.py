@@ -107,7 +107,10 @@ class Screen:
 
     def _draw(self, last: bool = False) -> None:
         with self._lock:
-            rows = self._rows(last) if (self.remains or not last) and self._is_ours() else []
+            if not self._is_ours():
+                self._write(self._take())
+                return
+            rows = self._rows(last) if self.remains or not last else []
             below = ""
             if rows:
                 below = NO_WRAP + "\n".join(rows) + WRAP

@@ -328,3 +328,18 @@ def test_tidying_says_its_line(tmp_path: Path, surroundings: dict[str, str], wor
     with on_terminal(CHIRON, *words, tmp_path / "out", environment=surroundings) as terminal:
         assert terminal.end() == 0
     assert_tidy(terminal)
+
+
+def test_a_run_in_the_background_leaves_the_prompt_alone(tmp_path: Path, surroundings: dict[str, str]) -> None:
+    """What a person types meanwhile stays; only whole lines appear."""
+    words = shlex.join(map(str, run(tmp_path, "a")))
+    shell = surroundings | {"CHIRON_TEST_HANG": "4", "PS1": "$ "}
+    with on_terminal("bash", "--norc", "--noprofile", "-i", environment=shell, columns=200) as terminal:
+        terminal.see("$")
+        terminal.press(f"{words} &\n".encode())
+        terminal.see("1 files: 1 in 1 scan")
+        terminal.press(b"echo typed")
+        terminal.see(lambda: (tmp_path / "out/.chiron/stages.txt").exists())
+        terminal.see("echo typed")
+        terminal.see("published")
+        assert "echo typed" in terminal.text and not [row for row in terminal.rows if BAR.search(row)]
