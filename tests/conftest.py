@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for library in ("OMP", "NUMBA"):  # Numba's first kernel would give torch its own number, which is all cores
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 os.environ.pop("PREFECT_API_URL", None)  # nothing is reported to a server of whoever runs the tests
 
 
