@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from flows.demo import Simulated
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for library in ("OMP", "NUMBA"):  # Numba's first kernel would give torch its own number, which is all cores
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 os.environ.pop("PREFECT_API_URL", None)  # nothing is reported to a server of whoever runs the tests
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
+    """The demo's scan in voxels of 6 mm, made once for all workers: whoever changes its files takes a copy of them."""
+    from flows.demo import simulate
+    from pipeline.lock import locked
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with locked(folder / "demo.lock"):
+        return simulate(folder / "demo", "siemens", 6.0, 1)
 
 
 @pytest.fixture

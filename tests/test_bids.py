@@ -25,7 +25,7 @@ from test_find import bids
 from test_publish import FAILED, OBLIQUE, SHAPE, _do_all_stages, make_job, sidecar_of, with_uncertainty
 
 import pipeline.publish as publishing
-from flows.demo import simulate
+from flows.demo import Simulated
 from pipeline.entities import image_name
 from pipeline.find import SetAside, find
 from pipeline.find.scan import UNKNOWN
@@ -124,11 +124,11 @@ def test_the_validator_would_tell(tmp_path: Path, validate: Callable[[Path], dic
 
 
 def test_a_dicom_scan_in_sourcedata_is_valid_and_linked(
-    tmp_path: Path, validate: Callable[[Path], dict[str, list[str]]]
+    demo: Simulated, tmp_path: Path, validate: Callable[[Path], dict[str, list[str]]]
 ) -> None:
     """As the demo has it, whose own run takes longer."""
     output = tmp_path / "out"
-    simulated = simulate(output / "sourcedata", "siemens", 6.0, 1)
+    simulated = Simulated(shutil.copytree(demo.folder, output / "sourcedata" / demo.folder.name))
     job = Job(find(simulated.export, KEY, "demo").scans[0], load(method="tv", also=("tkd",)), tmp_path / "work")
     _do_all_stages(job, 0.1)
     publish(job, output)

@@ -121,7 +121,9 @@ def test_a_scan_is_done_from_the_demo_to_its_reprocessing(folder: Path, surround
     (export,) = (folder / "demo" / "sourcedata").glob("*/export")
     export.rename(folder / "in")
     assert "will be run" in " ".join(chiron(folder, surroundings, "inspect", "in"))
-    printed = chiron(folder, surroundings, "run", "in", "out", "--method", "tkd", "--device", "cpu")
+    printed = chiron(
+        folder, surroundings, "run", "in", "out", "--method", "tkd", "--device", "cpu", "--set", "keep_work=true"
+    )
     assert any(Path(line.strip()).is_relative_to(folder / "out") for line in printed)
     chiron(folder, surroundings, "reprocess", "out", "--method", "rts", "--device", "cpu")
     (report,) = chiron(folder, surroundings, "report", "out", printed[0].split()[0].partition("_")[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import pipeline
+from flows.demo import Simulated
 from pipeline.errors import CATALOGUE
 from pipeline.settings import Settings, sections
 
@@ -133,12 +135,10 @@ def test_every_exit_code_of_the_catalogue_is_in_the_readme() -> None:
 
 
 def test_the_pipeline_in_the_readme_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    demo: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.demo import simulate
-
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    simulate(tmp_path / "made", "siemens", 6.0, 1).export.rename(tmp_path / "export")
+    shutil.copytree(demo.export, tmp_path / "export")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})  # the block is ours
     label, _, rest = capsys.readouterr().out.partition(": ")

@@ -16,7 +16,7 @@ from torch import Tensor
 import flows.batch
 import pipeline.superres as finer
 from flows.cli import execute
-from flows.demo import simulate
+from flows.demo import Simulated
 from flows.grid import Scores
 from flows.grid.cells import Anatomy, Cell, finer_head, scan
 from flows.grid.finer import super_resolution
@@ -263,9 +263,10 @@ def test_the_step_makes_a_finer_map_of_a_map_or_a_field(tmp_path: Path, capsys: 
     assert "X002" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
-def test_a_scan_has_a_finer_map_beside_its_own_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export = simulate(tmp_path / "made", "siemens", 6.0, 1).export
-    one = find(export, b"k" * 32).scans[0]
+def test_a_scan_has_a_finer_map_beside_its_own_where_asked(
+    demo: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = find(demo.export, b"k" * 32).scans[0]
     words = ["diffusion.steps=2", "diffusion.start=tkd", "reference.region=csf", "upsample=2,1.5,1"]
     job = Job(one, load(words=words, method="tkd", device="cpu"), tmp_path / "work")
     assert "upsample" not in [s.name for s in recipe(load(method="tkd", device="cpu"))]

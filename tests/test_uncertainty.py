@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from flows.demo import simulate
+from flows.demo import Simulated
 from models.dip import Found
 from pipeline.find import find
 from pipeline.publish import publish, read_manifests, verify
@@ -22,10 +22,10 @@ from pipeline.settings import load
 
 
 @pytest.fixture(scope="module")
-def classical(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def classical(demo: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A small head, all of its stages done without a network."""
     folder = tmp_path_factory.mktemp("classical")
-    scan = find(simulate(folder / "made", "siemens", 6.0, 1).export, b"k" * 32).scans[0]
+    scan = find(demo.export, b"k" * 32).scans[0]
     job = Job(scan, load(method="tv", device="cpu"), folder / "work")
     reconstruct(job)
     return job

@@ -93,7 +93,7 @@ def agreement(one: Any, other: Any) -> float:
     return pearson(one[0], other[0], one[1] & other[1])
 
 
-@pytest.mark.parametrize("tilt", TILTS)
+@pytest.mark.parametrize("tilt", [pytest.param("straight", marks=pytest.mark.slow), "about x"])
 @pytest.mark.parametrize("vendor", [v for v in VENDORS if v != "siemens"])
 def test_vendors_agree(chi: Any, vendor: str, tilt: str) -> None:
     one, other = chi("siemens", tilt), chi(vendor, tilt)
@@ -101,7 +101,14 @@ def test_vendors_agree(chi: Any, vendor: str, tilt: str) -> None:
     assert float((one[1] ^ other[1]).sum()) < 0.01 * float(one[1].sum())
 
 
-@pytest.mark.parametrize(("vendor", "tilt", "order"), [("siemens", "about x", SAGITTAL), ("ge", "straight", CORONAL)])
+@pytest.mark.parametrize(
+    ("vendor", "tilt", "order"),
+    [
+        ("siemens", "about x", SAGITTAL),
+        ("ge", "about x", CORONAL),
+        pytest.param("ge", "straight", CORONAL, marks=pytest.mark.slow),
+    ],
+)
 def test_slices_may_be_cut_any_way(chi: Any, vendor: str, tilt: str, order: tuple[int, ...]) -> None:
     axial, other = chi(vendor, tilt), chi(vendor, tilt, order)
     assert agreement(axial, other) > 0.99

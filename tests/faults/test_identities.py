@@ -31,7 +31,7 @@ from make_dicom import (
 )
 from pydicom.uid import generate_uid
 
-from flows.demo import simulate
+from flows.demo import Simulated
 from pipeline.errors import ChironError
 from pipeline.find import find
 from pipeline.identity import LABEL
@@ -141,9 +141,9 @@ def test_30_an_identity_in_a_wrong_charset_still_gives_one_label(charset: str, t
 HOSTILE = "<script>alert(1)</script>&\"'={7*7}\x1b[31m[red]"
 
 
-def test_31_what_is_shown_of_a_header_is_escaped_everywhere(tmp_path: Path) -> None:
+def test_31_what_is_shown_of_a_header_is_escaped_everywhere(demo: Simulated, tmp_path: Path) -> None:
     """Model and software are the free words of a header that a result may hold."""
-    made = simulate(tmp_path, "siemens", 6.0, 1).export
+    made = shutil.copytree(demo.export, tmp_path / "in")
     edit(list(made.iterdir()), put(ManufacturerModelName=HOSTILE, SoftwareVersions=HOSTILE, PatientID="x" * 5000))
     (scan,) = search(made).scans
     job = Job(scan, load(method="tkd", device="cpu"), tmp_path / "work")

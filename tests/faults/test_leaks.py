@@ -17,7 +17,7 @@ from exports import drop, is_phase, put
 from make_dicom import digests, edit
 from owed import assert_complete, disguises, states, told
 
-from flows.demo import simulate
+from flows.demo import Simulated
 from flows.engine import trial_server
 
 NAME = "Zebedee^Quixotic"
@@ -70,12 +70,11 @@ def identify(which: str) -> Callable[[pydicom.Dataset], None]:
 
 
 @pytest.fixture
-def export(tmp_path: Path) -> Path:
+def export(demo: Simulated, tmp_path: Path) -> Path:
     """One good scan, one that fails while it is worked on, and one that is set aside."""
-    made = simulate(tmp_path / "made", "siemens", 6.0, 1).export
     folder = tmp_path / "in"
     for number, name in enumerate(("good", "fails", "aside"), 1):
-        shutil.copytree(made, folder / f"{PATHS} {name}")
+        shutil.copytree(demo.export, folder / f"{PATHS} {name}")
         paths = []
         for path in sorted((folder / f"{PATHS} {name}").iterdir()):
             paths.append(path.rename(path.with_name(f"{PATHS}{path.name}")))

@@ -25,7 +25,7 @@ from stand_in import KEY, SENTINEL, SETTINGS, export
 
 from flows.batch import Batch, plan, run
 from flows.crew import Crew, Terms
-from flows.demo import simulate
+from flows.demo import Simulated
 from models import diffusion, dip, weights
 from models.found import Found
 from pipeline import invert as inversion
@@ -152,9 +152,9 @@ def test_70_a_scan_that_hangs_is_killed_at_its_limit_and_stops_no_other(source: 
 
 
 def test_71_where_dip_diverges_the_classical_map_takes_its_place_and_the_report_is_red(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (scan,) = find(simulate(tmp_path, "siemens", 6.0, 1).export, KEY).scans
+    (scan,) = find(demo.export, KEY).scans
     job = Job(scan, load(method="dip", device="cpu"), tmp_path / "work")
     for how in ("raises", "not finite", "flat"):
         monkeypatch.setattr(dip, "reconstruct", partial(_diverge, how))
@@ -177,9 +177,9 @@ def _diverge(how: str, field: Any, *_: Any) -> dip.Found:
 
 
 def test_79_what_a_network_has_not_learned_from_is_told_everywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (scan,) = find(simulate(tmp_path, "siemens", 6.0, 1).export, KEY).scans
+    (scan,) = find(demo.export, KEY).scans
     job = Job(scan, load(method="diffusion", device="cpu"), tmp_path / "work")
     monkeypatch.setattr(diffusion, "reconstruct", lambda field, *_: Found(field, {"sampler": "dps"}))
     reasons, anat = {}, None
