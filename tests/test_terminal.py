@@ -275,8 +275,7 @@ def test_what_tells_its_progress_in_lines_is_interrupted_in_one(
     words, seen = TELLING[name]
     with on_terminal(CHIRON, *words, environment=surroundings, cwd=tmp_path) as terminal:
         terminal.see(seen)
-        for _ in range(keys):
-            terminal.press(INTERRUPT)
+        terminal.press(INTERRUPT * keys)
         assert terminal.end() == 130
     printed = [row for row in terminal.rows if row != "^C"]  # a key pressed after the end is echoed by the terminal
     assert printed[-1] == "interrupted" and "R005" not in terminal.text

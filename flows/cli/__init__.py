@@ -92,6 +92,8 @@ def main() -> None:
         except KeyboardInterrupt:  # before a command had begun, or after its end
             last_word("interrupted")
             code = INTERRUPTED
+        if code == INTERRUPTED:
+            child.kill_companions()
     leave(exit_code(code, out))
 
 
