@@ -34,7 +34,8 @@ from pipeline.override import Override
 from pipeline.publish import prepare, record_set_aside
 from pipeline.publish.dataset import private
 from pipeline.publish.key import record_key
-from pipeline.publish.labels import read_ahead, register, settled
+from pipeline.publish.labels import read_ahead, settled
+from pipeline.publish.register import register
 from pipeline.recipe import Job, recipe
 from pipeline.settings import Settings
 from pipeline.work import disk_error

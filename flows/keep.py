@@ -22,8 +22,8 @@ from pipeline.lock import if_free
 from pipeline.mask.own import with_own_mask
 from pipeline.override import FACTS, Override, acquisition_with, with_values
 from pipeline.publish.dataset import private
-from pipeline.publish.labels import Register
 from pipeline.publish.manifest import plain_settings
+from pipeline.publish.register import Register
 from pipeline.publish.standing import Standing, differs, load_job, override_of, settings_of, standing
 from pipeline.recipe import Job
 from pipeline.settings import Settings

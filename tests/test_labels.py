@@ -21,7 +21,7 @@ from pipeline.find import find
 from pipeline.ledger import NAME, read_manifests
 from pipeline.lock import try_lock
 from pipeline.publish import prepare
-from pipeline.publish.labels import FOLDER, Register
+from pipeline.publish.register import FOLDER, Register
 from pipeline.recipe import Job
 
 FIRST, SECOND, THIRD = (datetime(2026, 1, 5, 9, minute) for minute in (0, 20, 40))

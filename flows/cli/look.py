@@ -48,7 +48,8 @@ def inspect(
     from pipeline.find import find
     from pipeline.find.listing import check_readable
     from pipeline.identity import KEY_BYTES, existing_key
-    from pipeline.publish.labels import Register, settled
+    from pipeline.publish.labels import settled
+    from pipeline.publish.register import Register
     from pipeline.settings import load
 
     check_readable(input)
