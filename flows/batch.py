@@ -69,6 +69,7 @@ class Batch:
     output: Path
     fail_on_qc: bool = False
     on_found: Callable[[Export], None] = lambda export: None
+    on_note: Callable[[str], None] = lambda text: None
     on_outcome: Callable[[Outcome], None] = lambda outcome: None
     on_work: Callable[[int], None] = lambda scans: None
     watch: Callable[[str, list[str]], Watcher] = lambda label, stages: Silent()
@@ -157,6 +158,9 @@ def look(
     believed = overrides_for(batch.output, settings)
     export = find(source, key, subject, acquisition=believed, labels=labels, dataset_label=dataset_label)
     batch.on_found(export)
+    unlisted = len({scan.owner for scan in export.scans if scan.label_source == "pseudonym"}) if labels else 0
+    if unlisted:
+        batch.on_note(f"{unlisted} of the patients are not in the table of labels: each has a pseudonym as label.")
     return export
 
 

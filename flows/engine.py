@@ -31,6 +31,7 @@ INTERRUPTED = 130  # exit code
 
 _LAST_WORDS: list[str] = []
 ECHO_OFF = "\r\x1b[K"  # wipes the echo of a key (^C) below the last line
+ON_PAUSE: list[Callable[[bool], None]] = []  # what stops with this process at Ctrl-Z (True), and goes on with it
 BEFORE_LEAVING: list[Callable[[], None]] = []  # what `leave` must still do: give a terminal back, say
 
 QUIET = {

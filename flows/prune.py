@@ -15,7 +15,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from flows.claim import LOCK, claimed
+from flows.claim import LOCK, PLAN, claimed
 from flows.reconcile import last_work, our_runs, outcomes_since
 from pipeline.errors import ChironError
 from pipeline.ledger import KEPT, NAME, NEXT, TAKEN, read_manifests
@@ -27,7 +27,7 @@ from pipeline.work import disk_error
 
 DAY_S = 86400.0
 DATABASES = ("prefect/prefect.db", "prefect/prefect.db-wal")
-STAYS = {LOCK, TAKEN, NEXT}  # of a scan that a manifest names: by them it can be done again
+STAYS = {LOCK, PLAN, TAKEN, NEXT}  # of a scan that a manifest names: by them it can be done again
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Pruned:
     freed_bytes: int = 0
     database_bytes: int = 0  # of Prefect's database here, which reuses what is freed within but does not shrink
     runs: int = 0
+    dry_run: bool = field(default=False, compare=False)
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,7 +47,9 @@ class Pruned:
         for what, count in self.counts.items():
             yield f"{count:6}  {what}"
         yield f"{self.runs:6}  runs of Prefect"
-        yield f"{self.freed_bytes / 1e6:.1f} MB freed; Prefect's database here holds {self.database_bytes / 1e6:.1f} MB"
+        freed = "would be freed" if self.dry_run else "freed"
+        database = f"Prefect's database here holds {self.database_bytes / 1e6:.1f} MB"
+        yield f"{self.freed_bytes / 1e6:.1f} MB {freed}; {database}"
 
 
 def prune(output: Path, keep_days: float, now: float | None = None, dry_run: bool = False) -> Pruned:
@@ -57,7 +60,7 @@ def prune(output: Path, keep_days: float, now: float | None = None, dry_run: boo
     written.
     """
     before = (time.time() if now is None else now) - keep_days * DAY_S
-    pruned = Pruned(database_bytes=sum(_size(private(output) / name) for name in DATABASES))
+    pruned = Pruned(dry_run=dry_run, database_bytes=sum(_size(private(output) / name) for name in DATABASES))
     kinds = {
         "old versions": _versions(output, before),
         "leavings of scans": _works(output, before),

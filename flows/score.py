@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def score(
     for name, volume in volumes.items():
         if volume.shape != volumes["map"].shape:
             raise ChironError("E011", f"{name} of shape {tuple(volume.shape)}", f"{tuple(volumes['map'].shape)}")
+    for name, (_, affine) in images.items():
+        _check_place(name, affine, images["map"][1], volumes["map"].shape)
     inside = volumes["mask"] > 0.5
     if not bool(inside.any()):
         raise ChironError("P007", "an empty mask", "a mask of where to compare")
@@ -72,6 +75,15 @@ def score(
     found = evaluate(volumes["map"], volumes["truth"], inside, codes)
     found |= _without_truth(volumes, inside, images["map"][1], b0_dir)
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def _check_place(name: str, affine: Any, of_map: Any, shape: Sequence[int]) -> None:
+    """E011 where a voxel of an image lies elsewhere than that of the map, by more than half an edge."""
+    corners = np.array(list(product(*((0, n - 1) for n in shape))))
+    apart = corners @ (affine - of_map)[:3, :3].T + (affine - of_map)[:3, 3]
+    if np.linalg.norm(apart, axis=1).max() > 0.5 * np.linalg.norm(of_map[:3, :3], axis=0).min():
+        todo = "Resample it to the voxels of the map, or correct its header."
+        raise ChironError("E011", f"{name} in another place than the map, by its affine", "the same voxels", todo)
 
 
 def _without_truth(

@@ -22,7 +22,7 @@ from typing import IO, Any, TextIO
 
 from rich.console import Console, RenderableType
 
-from flows.engine import BEFORE_LEAVING
+from flows.engine import BEFORE_LEAVING, ON_PAUSE
 
 TICK_S = 0.5  # between two drawings while nothing changes: the time left passes, and a window may change its size
 PAUSE_S = 0.05  # after a drawing
@@ -164,7 +164,11 @@ class Screen:
         """Ctrl-Z: the shell gets the terminal without rows; they are drawn again once the process goes on."""
         if self._lock.acquire(timeout=0.2):
             self._write(CLEAR + self._take())
+            for pause in ON_PAUSE:
+                pause(True)
             os.kill(os.getpid(), signal.SIGSTOP)
+            for pause in ON_PAUSE:
+                pause(False)
             self._lock.release()
 
     def _abandon(self) -> None:

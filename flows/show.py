@@ -42,6 +42,10 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+WIDE = 120  # columns, for all that `inspect` says of a scan
+DETAILS = ("vendor", "series", "echoes (ms)", "parts")
+
+
 def say(text: str) -> None:
     """Print a line on standard error."""
     with suppress(RuntimeError):  # in a signal's handler, which interrupted the printing of another line
@@ -60,25 +64,18 @@ def error(fault: ChironError) -> None:
 def export(found: Export, out: Console, provisional: bool = False) -> None:
     """What `inspect` says; `provisional` where the labels are not those that a run will give."""
     first = "scan (provisional label)" if provisional else "scan"
-    table = Table(first, "vendor", "series", "echoes (ms)", "parts", "files", "")
+    wide = out.width >= WIDE
+    table = Table(Column(first, overflow="fold"), *(DETAILS if wide else ()), "files", Column("", overflow="fold"))
     for scan in found.scans:
         times = ", ".join(f"{1000 * t:g}" for t in scan.echo_times_s)
         notes = "; ".join(f"{n.code}: {n.text}" for n in scan.notices)
         series = ", ".join(map(str, scan.series))
-        row = (
-            scan.label,
-            scan.vendor,
-            series,
-            times,
-            ", ".join(scan.parts),
-            str(len(scan.files)),
-            notes or "will be run",
-        )
-        table.add_row(*map(escape, row))
+        details: tuple[str, ...] = (scan.vendor, series, times, ", ".join(scan.parts)) if wide else ()
+        table.add_row(*map(escape, (scan.label, *details, str(len(scan.files)), notes or "will be run")))
     for aside in found.set_aside:
-        table.add_row(
-            escape(aside.label), "", "", "", "", str(aside.files), escape(f"set aside, {aside.code}: {aside.text}")
-        )
+        details = ("",) * len(DETAILS) if wide else ()
+        row = (aside.label, *details, str(aside.files), f"set aside, {aside.code}: {aside.text}")
+        table.add_row(*map(escape, row))
     if table.row_count:
         out.print(table)
     out.print(counted(found))

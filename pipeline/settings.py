@@ -172,7 +172,13 @@ def parse(values: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = "the setting " + ".".join(str(part) for part in first["loc"]) if first["loc"] else "a setting"
-        raise ChironError("X001", where, first["msg"].removeprefix("Value error, ")) from None
+        message = first["msg"].removeprefix("Value error, ")
+        found, outside, limits = message.partition(" is outside ")
+        if outside:
+            raise ChironError("X001", f"the setting {found}", limits) from None
+        if first["type"] in ("tuple_type", "list_type"):
+            message = "a list, such as [0.004, 0.01]"
+        raise ChironError("X001", where, message) from None
     if settings.cyclegan.preset == "seed" and settings.cyclegan.consistency and "cyclegan" in values:
         raise ChironError("X001", "cyclegan.consistency with preset=seed", "a preset whose network has learned it")
     return settings

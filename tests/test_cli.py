@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass, field, fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import flows.batch
 import flows.cli
@@ -126,7 +128,7 @@ def test_help_names_every_exit_code_that_errors_have() -> None:
         (["run", "IN", "IN/results"], 14),
         (["run", "IN", "OUT"], 11),
         (["status", "absent"], 13),
-        (["report", "IN", "abc"], 11),
+        (["report", "IN", "abc"], 13),
         (["demo", "OUT", "--vendor", "unknown"], 2),
         (["demo", "OUT", "--voxel-size", "0.1"], 2),
         (["evaluate", "a.nii", "b.nii", "c.nii"], 2),
@@ -424,3 +426,32 @@ def test_doctor_asks_the_server_that_runs_are_reported_to(tmp_path: Path, monkey
 def test_a_whole_section_of_settings_is_a_word_too(section: str) -> None:
     override = override_from([f"{section}={{}}"])
     assert override and override.settings and all(name.startswith(f"{section}.") for name in override.settings)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 160])
+def test_what_inspect_says_is_whole_on_any_terminal(columns: int) -> None:
+    """Labels can be copied, and reasons read."""
+    out = Console(file=StringIO(), width=columns)
+    label = "sub-averylonglabelindeed_ses-abcdefgh_run-12"
+    aside = SetAside(label, "P001", "phase of the echoes 1 and 3 only, " * 3 + "END", 3)
+    show.export(Export((), (aside,), (), 3), out)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    cells = [[cell.strip() for cell in row.split("│")[1:-1]] for row in text.splitlines() if row.startswith("│")]
+    assert "".join(row[0] for row in cells) == label and cells[-1][-1].endswith("END") and "…" not in text
+
+
+def test_a_setting_out_of_range_is_told_with_its_range(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, found, expected in (
+        ("tkd.threshold=99", "tkd.threshold = 99", "0.01 to 0.5"),
+        ("acquisition.echo_times_s=4,10", "acquisition.echo_times_s", "[0.004, 0.01]"),
+    ):
+        with pytest.raises(ChironError) as caught:
+            load(None, [word])
+        assert found in caught.value.found and expected in caught.value.expected
+
+
+def test_paragraphs_of_a_help_fill_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["run", "--help"]) == 0
+    _, _, text = capsys.readouterr().out.partition("A scan that cannot be used")
+    lines = [line.strip() for line in text.partition("Example")[0].splitlines()]
+    assert all(len(line) > 50 for line in lines[1:3]), lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -236,6 +237,22 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def stages_run(output: Path) -> list[str]:
     return (output / ".chiron" / "stages.txt").read_text().splitlines()
+
+
+def test_for_programs_it_prints_a_list_whatever_there_is_to_do(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["reprocess", str(site), "a", "--json"]) == 11
+    assert json.loads(capsys.readouterr().out) == []
+    assert execute(["reprocess", str(site), "a", "--force", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"label": "sub-a", "state": "to do"}]
+
+
+@pytest.mark.parametrize("words", [["reprocess"], ["reconcile"], ["prune"]])
+def test_files_of_another_user_are_told_as_that(
+    words: list[str], site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert execute([*words, str(site)]) == 14
+    assert "another user" in capsys.readouterr().err
 
 
 def test_the_command_does_again_what_it_is_asked_to_and_no_more(

@@ -83,3 +83,13 @@ def test_what_does_not_fit_is_refused(scan: Simulation, save: Save, tmp_path: Pa
             score(*arguments)
     with pytest.raises(ChironError, match="X002"):
         score(chi, chi, mask, local_field=tmp_path / "absent.nii.gz")
+
+
+@pytest.mark.parametrize("affine", [np.diag([-5, 5, 6, 1.0]), np.diag([5, 5, 6, 1.0]) + np.eye(4, k=3) * 3])
+def test_what_lies_in_another_place_is_not_compared(affine: np.ndarray, scan: Simulation, save: Save) -> None:
+    """A mirrored map, and one that is shifted by more than half a voxel."""
+    chi, mask = save("chi", scan.head.chi_ppm), save("mask", scan.head.brain)
+    truth = chi.with_name("truth.nii.gz")
+    nib.save(nib.Nifti1Image(scan.head.chi_ppm.numpy(), affine), truth)
+    with pytest.raises(ChironError, match=r"E011: truth in another place"):
+        score(chi, truth, mask)

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from make_night import claim, failure, make, record, write
 
 from flows.cli import execute
 from pipeline.ledger import read_manifests
+from pipeline.publish import prepare
 
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()", "status"]
 
@@ -63,7 +65,16 @@ def test_a_program_is_told_records_counts_and_what_runs(output: Path, capsys: py
 def test_an_output_in_which_nothing_was_done_is_said_to_be_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said(capsys, str(tmp_path)).strip() == "No scan has ended yet."
+    prepare(tmp_path / "out")
+    assert said(capsys, str(tmp_path / "out")).strip() == "No scan has ended yet."
+    (tmp_path / "mistyped").mkdir()
+    assert execute(["status", str(tmp_path / "mistyped")]) == 13
+
+
+def test_watching_ends_where_nobody_reads(output: Path) -> None:
+    words = f"{shlex.quote(sys.executable)} -m flows.cli status {shlex.quote(str(output))} --watch | head -1"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "scans" in done.stdout
 
 
 def test_markup_in_a_label_is_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

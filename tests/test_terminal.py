@@ -349,3 +349,26 @@ def test_a_run_in_the_background_leaves_the_prompt_alone(tmp_path: Path, surroun
         terminal.see("echo typed")
         terminal.see("published")
         assert "echo typed" in terminal.text and not [row for row in terminal.rows if BAR.search(row)]
+
+
+def test_ctrl_z_stops_the_work_and_fg_goes_on_with_it(tmp_path: Path, surroundings: dict[str, str]) -> None:
+    words = shlex.join(map(str, run(tmp_path, "a")))
+    shell = surroundings | {"CHIRON_TEST_HANG": "3", "PS1": "$ "}
+    with on_terminal("bash", "--norc", "--noprofile", "-i", environment=shell, columns=200) as terminal:
+        terminal.see("$")
+        terminal.press(f"{words}\n".encode())
+        terminal.see("unwrapping the phase")
+        terminal.press(b"\x1a")
+        terminal.see("Stopped")
+        assert set(states_of_workers(surroundings["CHIRON_KEY_FILE"])) == {"T"}
+        terminal.press(b"fg\n")
+        terminal.see("published")
+
+
+def states_of_workers(key: str) -> Iterator[str]:
+    """Of the processes that a run with this key has started for its scans: S and R where they go on, T where not."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            if b"\0worker\0" in words and f"CHIRON_KEY_FILE={key}\0".encode() in environment:
+                yield (folder / "stat").read_text().rpartition(")")[2].split()[0]

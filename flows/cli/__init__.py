@@ -6,12 +6,12 @@ What is heavy is imported by the command that needs it, so that the others answe
 from __future__ import annotations
 
 import errno
+import inspect as inspect_module
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -47,7 +47,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-command = partial(app.command, cls=Command)
+NO_RUN = EXIT_CODES.replace("17 another run has the scan, 18 Prefect cannot be reached, ", "").replace(
+    "19 quality is red and --fail-on-qc was given, ", ""
+)
+
+
+def command(epilog: str | None = None) -> Callable[[Callable[..., None]], object]:
+    """Add a command whose help is its docstring, each paragraph of which fills the lines of the terminal."""
+
+    def add(function: Callable[..., None]) -> object:
+        paragraphs = inspect_module.cleandoc(function.__doc__ or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
+        return app.command(cls=Command, help=text, epilog=epilog)(function)
+
+    return add
+
+
 command(epilog=EXIT_CODES)(run)
 command(epilog=EXIT_CODES)(demo)
 command(epilog=EXIT_CODES)(reprocess)
@@ -56,7 +71,7 @@ command(epilog="Exit codes: 0 done, 13 no such folder, 14 output or disk space, 
 command(epilog=EXIT_CODES)(serve)
 command(epilog=EXIT_CODES)(deploy)
 command(epilog=EXIT_CODES)(worker)
-command(epilog=EXIT_CODES)(inspect)
+command(epilog=NO_RUN)(inspect)
 command(epilog="Exit codes: 0 done, 13 no such folder.")(status)
 command(epilog="Exit codes: 0 found, 11 no such subject, 13 no such folder.")(report)
 command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import select
 import sys
 import time
 from contextlib import suppress
@@ -24,10 +25,11 @@ from flows.cli.options import (
     Results,
     Subject,
 )
-from pipeline.errors import CATALOGUE
+from pipeline.errors import CATALOGUE, ChironError
 from pipeline.names import meant
 
 WATCH_S = 2.0
+PRIVATE = ".chiron"  # of an output folder
 
 
 def inspect(
@@ -144,9 +146,17 @@ def _watch(output: Path, everything: bool) -> None:
 
     console = show.console()
     with suppress(KeyboardInterrupt), shown(console) as update:
-        while getattr(sys.stdout, "failure", None) is None:
+        while getattr(sys.stdout, "failure", None) is None and _is_read():
             update(show.night(look(output), everything, watched=True, columns=console.width))
             time.sleep(WATCH_S)
+
+
+def _is_read() -> bool:
+    """Whether standard output has a reader: a pipe whose reader has ended says so."""
+    poll = select.poll()
+    with suppress(OSError, ValueError):
+        poll.register(sys.stdout.fileno(), 0)
+    return not poll.poll(0)
 
 
 def report(
@@ -180,6 +190,9 @@ def report(
 
 def _folder(output: Path) -> Path:
     from pipeline.disk import check_folder
+    from pipeline.ledger import read_manifests
 
     check_folder(output)
+    if not (output / PRIVATE).is_dir() and not read_manifests(output):
+        raise ChironError("S003", "no output folder of ours", "an output folder of `chiron run`")
     return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.recipe import Job
     from pipeline.settings import Settings
 
+AS_OWNER = "Run the command as the user whose folder OUTPUT/.chiron is."
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
 
@@ -46,7 +48,7 @@ def reprocess(
     workers: Workers = 0,
     time_limit: TimeLimit = 7200.0,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for the manifest. Name no patient.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Also what is published just so already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what is published already with these settings.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -75,7 +77,7 @@ def reprocess(
         reason,
         _named_settings(set or [], method, whole),
     )
-    _tell(chosen, dry_run)
+    _tell(chosen, dry_run, json)
     if chosen.jobs and not dry_run:
         raise typer.Exit(_again(chosen.jobs, output, stage, workers, time_limit, json).exit_code())
     raise typer.Exit(0 if chosen.jobs else NOTHING_DONE)
@@ -90,7 +92,7 @@ def _named_settings(words: list[str], method: str | None, whole: Settings | None
     return [*names, *(difference(load().model_dump(mode="json"), whole.model_dump(mode="json")) if whole else ())]
 
 
-def _tell(chosen: Chosen, dry_run: bool) -> None:
+def _tell(chosen: Chosen, dry_run: bool, as_json: bool) -> None:
     """What will be done and what not; X002 where all that was named is out of reach."""
     from flows.reprocess import nowhere
 
@@ -99,12 +101,15 @@ def _tell(chosen: Chosen, dry_run: bool) -> None:
         raise nowhere(chosen)
     counts: list[tuple[Sized, str]] = [
         (chosen.jobs, "to do"),
-        (chosen.standing, "published just so"),
-        (chosen.lost, "to be run by export"),
+        (chosen.standing, "published already with these settings (--force does it again)"),
+        (chosen.lost, "whose files are not known here (run the export again)"),
     ]
     beside.print(", ".join(f"{len(scans)} {what}" for scans, what in counts if scans) or "nothing to do")
-    for job in chosen.jobs if dry_run else ():
-        print(job.scan.label)
+    if as_json and (dry_run or not chosen.jobs):
+        show.as_json([{"label": job.scan.label, "state": "to do"} for job in chosen.jobs])
+    elif dry_run:
+        for job in chosen.jobs:
+            print(job.scan.label)
 
 
 def _again(jobs: list[Job], output: Path, stage: str, workers: int, time_limit: float, as_json: bool) -> Batch:
@@ -134,7 +139,6 @@ def reconcile(output: Results, json: Json = False) -> None:
 
     Example: chiron reconcile /data/qsm
     """
-    import os
     from dataclasses import asdict
 
     from flows.reconcile import reconcile as put_right
@@ -162,12 +166,11 @@ def prune(
 ) -> None:
     """Remove old versions of results, unfinished work that nobody continued, logs, and Prefect's finished runs.
 
+    What the stages of a published scan left goes whatever its age.
     Results, records of failures and inputs are never touched.
 
     Example: chiron prune /data/qsm --keep-days 90
     """
-    import os
-
     from flows.prune import prune as remove
     from flows.prune import prune_runs
 
@@ -189,3 +192,5 @@ def _is_ours(output: Path) -> None:
     check_folder(output)
     if not private(output).is_dir():
         raise ChironError("S003", "no output folder of ours", "an output folder of `chiron run`")
+    if not os.access(private(output), os.R_OK | os.W_OK | os.X_OK):
+        raise ChironError("S002", "private files of an output folder that are another user's", "its owner", AS_OWNER)

@@ -38,6 +38,7 @@ def shown(
         output,
         fail_on_qc,
         on_found=lambda found: beside.print(show.counted(found)),
+        on_note=beside.print,
         on_work=board.expect,
         on_outcome=ended,
         watch=board.watch,

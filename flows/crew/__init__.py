@@ -18,7 +18,7 @@ from typing import Any
 
 from flows.crew.process import STOP_S, Task, Worker
 from flows.crew.worker import PREFECT_LOST
-from flows.engine import is_reported
+from flows.engine import ON_PAUSE, is_reported
 from flows.watch import Silent, Watcher
 from pipeline.errors import ChironError
 from pipeline.recipe import Job
@@ -72,15 +72,21 @@ class Crew:
         self._hired = 0
 
     def __enter__(self) -> Crew:
+        ON_PAUSE.append(self._pause)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        ON_PAUSE.remove(self._pause)
         for worker in self._workers:
             worker.end(signal.SIGINT if kind else signal.SIGKILL)
         until = time.monotonic() + STOP_S
         for worker in self._workers:
             worker.done()
             worker.bury(max(0.0, until - time.monotonic()))
+
+    def _pause(self, stop: bool) -> None:
+        for worker in self._workers:
+            worker.pause(stop)
 
     def start(self, scans: int) -> None:
         """Have workers for so many scans, as far as the terms allow; each takes seconds until it is ready."""

@@ -55,7 +55,7 @@ class Worker:
         self.watch: Watcher = Silent()
         self.scans = 0
         self.overdue = False
-        self._since = 0.0
+        self._since = self._paused = 0.0
         self._heard = b""
 
     def give(self, task: Task, output: Path, prefect: bool, watch: Watcher) -> None:
@@ -98,6 +98,15 @@ class Worker:
         if self.task and time.monotonic() - self._since > limit_s:
             self.overdue = True
             self.end()
+
+    def pause(self, stop: bool) -> None:
+        """Stop it with all that it started, or let it go on; its scan's time stands still meanwhile."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGSTOP if stop else signal.SIGCONT)
+        if stop:
+            self._paused = time.monotonic()
+        else:
+            self._since += time.monotonic() - self._paused
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Kill it with all that it started, or ask it to stop."""

@@ -59,6 +59,8 @@ def prepare(output: Path) -> None:
     S002 where the output cannot be written or is another program's dataset, S001 where the disk is full.
     """
     refuse_foreign(output)
+    if output.exists() and not output.is_dir():
+        raise ChironError("S002", "a file where the output folder should be", "a folder, or a name that is free")
     try:
         output.mkdir(parents=True, exist_ok=True)
         private(output).mkdir(mode=0o700, exist_ok=True)

@@ -61,11 +61,18 @@ def fingerprint(key: bytes) -> str:
 
 
 def recorded(output: Path) -> str:
-    """The fingerprint that stands in `output`; empty where none was recorded. X004 where it cannot be read."""
+    """The fingerprint that stands in `output`; empty where none was recorded.
+
+    X004 where it cannot be read, S002 where it is another user's.
+    """
     try:
         text = (private(output) / NAME).read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
         return next((str(key) for r in read_manifests(output) if (key := r.get("key_fingerprint"))), "")
+    except PermissionError:
+        found = "private files of an output folder that are another user's"
+        todo = "Run the command as the user whose folder OUTPUT/.chiron is."
+        raise ChironError("S002", found, "its owner", todo) from None
     except (OSError, ValueError):
         text = ""
     if not text:
