@@ -100,7 +100,8 @@ def test_a_full_disk_that_no_step_expected_is_none_of_our_errors(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(cli.show, "night", refuse(number))
-    assert execute(["status", str(tmp_path)]) == exit
+    prepare(tmp_path / "out")
+    assert execute(["status", str(tmp_path / "out")]) == exit
     assert capsys.readouterr().err.startswith(code)
 
 
