@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
     for library in ("OMP", "NUMBA"):  # Numba's first kernel would give torch its own number, which is all cores
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of a job in the background: what tests start would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PREFECT_API_URL", None)  # nothing is reported to a server of whoever runs the tests
 
 
